@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts, pairs of texts and labels from a file, a folder or a data set of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyprune.errors import InputError
+from pyprune.tasks import hub
+from pyprune.tasks.readers import READERS, Table, read_table
+from pyprune.tasks.registry import TASKS, Task
+
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "context"),
+    ("question", "passage"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+)
+TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "tweet", "headline", "title")
+LABELS = ("label", "labels", "gold_label", "class", "category", "target", "sentiment")
+# what people call the file of a split
+_SPLIT_FILES = {
+    "train": ("train",),
+    "evaluation": ("validation", "valid", "dev", "val", "test"),
+}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts ready for a tokenizer.
+
+    Attributes
+    ----------
+    texts : tuple of str
+    pairs : tuple of str, optional
+        Second text of each row, for tasks on pairs.
+    labels : tuple of (int, str or None), optional
+        As the source has them: class numbers, class names, or None where a row has none.
+        None: the source has no label column.
+    source : str
+        File, or hub data set with configuration and split.
+    sha256 : str
+        Hash of texts, pairs and labels after any `limit`; the same rows give the same hash in any file format.
+    lines : tuple of int
+        Line (or row) of the source each example comes from.
+    unit : str
+        ``"line"`` or ``"row"``.
+    label_names : tuple of str
+        Names of class 0, 1, ... where the source states them, else ().
+    task : Task, optional
+    notes : tuple of str
+        What a person should know about the reading, in plain words.
+    """
+
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] | None
+    labels: tuple[int | str | None, ...] | None
+    source: str
+    sha256: str
+    lines: tuple[int, ...] = field(repr=False, default=())
+    unit: str = "line"
+    label_names: tuple[str, ...] = ()
+    task: Task | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def inputs(self) -> list[str] | list[tuple[str, str]]:
+        """What :func:`pyprune.prune` takes as `data`: texts, or pairs of texts."""
+        if self.pairs is None:
+            return list(self.texts)
+        return list(zip(self.texts, self.pairs))
+
+
+def load_texts(
+    path_or_name: str | Path,
+    *,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    task: Task | None = None,
+    purpose: str = "train",
+) -> Examples:
+    """Load texts, and labels where there are any.
+
+    Parameters
+    ----------
+    path_or_name : str or Path
+        A file (.txt .tsv .csv .jsonl .json .parquet), a folder that holds such files named by split, a task name
+        (``"sst2"``), or a data set on the hub (``"owner/name"`` or ``"owner/name:configuration"``).
+    text, text_pair, label : str, optional
+        Column names. Left out, they are those of `task`, or guessed from common names.
+    split : str, optional
+        Split of a hub data set or folder; by default the one that fits `purpose`.
+    limit : int, optional
+        Draw this many rows at random (without replacement, in their original order).
+    seed : int
+        Of that draw. Global random state is not touched.
+    task : Task, optional
+        Column names, label meaning and metric.
+    purpose : {"train", "evaluation"}
+        Which split to take where the source has several.
+
+    Raises
+    ------
+    InputError
+        With the file and line, the columns that exist and the flags to pass.
+
+    Examples
+    --------
+    >>> examples = load_texts("reviews.tsv", limit=256)            # doctest: +SKIP
+    >>> pyprune.prune(model, examples.inputs, tokenizer=tokenizer)  # doctest: +SKIP
+    """
+    if limit is not None and limit < 1:
+        raise InputError("limit has to be at least 1", seen=str(limit))
+    table, source, names, task, from_hub = _locate(str(path_or_name), task, split, purpose)
+    if from_hub and task is not None:
+        text, text_pair, label = text or task.text, text_pair or task.text_pair or None, label or task.label or None
+    text, text_pair, label = _choose_columns(table, source, text, text_pair, label)
+
+    texts = _text_column(table, source, text)
+    pairs = _text_column(table, source, text_pair) if text_pair else None
+    labels = [_read_label(cell) for cell in table.columns[label]] if label else None
+    notes: list[str] = []
+
+    keep = [row for row, value in enumerate(texts) if value.strip()]
+    if not keep:
+        raise InputError(f"{source}: every cell of column {text!r} is empty")
+    if len(keep) < len(texts):
+        blank = len(texts) - len(keep)
+        notes.append(f"{source}: left out {blank} {'row' if blank == 1 else 'rows'} without text")
+    if labels is not None and task is not None and task.skip_unlabelled:
+        labelled = [row for row in keep if labels[row] is not None]
+        if len(labelled) < len(keep):
+            notes.append(f"{source}: left out {len(keep) - len(labelled)} rows without label, as is usual for this task")
+        keep = labelled
+    if limit is not None and limit < len(keep):
+        keep = sorted(random.Random(seed).sample(keep, limit))
+
+    picked_texts = tuple(texts[row] for row in keep)
+    picked_pairs = tuple(pairs[row] for row in keep) if pairs is not None else None
+    picked_labels = tuple(labels[row] for row in keep) if labels is not None else None
+    if picked_labels is not None and all(value is None for value in picked_labels):
+        picked_labels = None
+        notes.append(f"{source}: column {label!r} holds no labels")
+    return Examples(
+        texts=picked_texts,
+        pairs=picked_pairs,
+        labels=picked_labels,
+        source=source,
+        sha256=_digest(picked_texts, picked_pairs, picked_labels),
+        lines=tuple(table.lines[row] for row in keep),
+        unit=table.unit,
+        label_names=names.get(label or "", ()) or (task.labels if task is not None else ()),
+        task=task,
+        notes=tuple(notes),
+    )
+
+
+def _locate(
+    name: str, task: Task | None, split: str | None, purpose: str
+) -> tuple[Table, str, dict[str, tuple[str, ...]], Task | None, bool]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = _split_file(path, split, purpose)
+        return read_table(found), str(found), {}, task, False
+    if path.exists():
+        if split is not None:
+            raise InputError(f"{path} is one file, it has no splits", asked=f"split {split!r}", hint="leave --split out")
+        return read_table(path), str(path), {}, task, False
+    if path.suffix.lower() in READERS:
+        raise InputError(f"there is no file {name}", seen=_nearby(path), hint="check the path")
+    known = TASKS.get(name.lower().replace("-", "_"))
+    if known is not None:
+        wanted = split or (known.train if purpose == "train" else known.evaluation)
+        table, source, names = hub.read_hub(known.hub, known.config, wanted, purpose)
+        return table, source, names, known, True
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+        raise InputError(
+            f"there is no file or folder {name}", seen=_nearby(path), hint=f"a path, or a task: {', '.join(TASKS)}"
+        )
+    repository, _, config = name.partition(":")
+    table, source, names = hub.read_hub(repository, config, split, purpose)
+    return table, source, names, task, True
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist"
+    try:
+        files = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in READERS)
+    except OSError as error:
+        return f"the folder {folder} cannot be listed: {error.strerror}"
+    if not files:
+        return f"no data file in {folder.resolve()}"
+    return f"in {folder.resolve()}: {', '.join(files[:8])}{', ...' if len(files) > 8 else ''}"
+
+
+def _split_file(folder: Path, split: str | None, purpose: str) -> Path:
+    stems = (split,) if split is not None else _SPLIT_FILES[purpose]
+    for stem in stems:
+        for suffix in READERS:
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
+    raise InputError(
+        f"the folder {folder} has no file for the split {' or '.join(stems)}",
+        seen=_nearby(folder / "x"),
+        hint=f"pass the file itself, or name one {stems[0]}.tsv",
+    )
+
+
+def _choose_columns(
+    table: Table, source: str, text: str | None, text_pair: str | None, label: str | None
+) -> tuple[str, str | None, str | None]:
+    by_lower = {name.lower(): name for name in table.columns}
+    have = ", ".join(table.columns)
+    for flag, name in (("--text", text), ("--text-pair", text_pair), ("--label", label)):
+        if name is not None and name not in table.columns:
+            raise InputError(
+                f"{source} has no column {name!r}", asked=f"{flag} {name}", seen=f"columns: {have}", hint=f"{flag} COLUMN"
+            )
+    if label is None:
+        label = next((by_lower[name] for name in LABELS if name in by_lower and by_lower[name] != text), None)
+    if text is not None:
+        return text, text_pair, label
+    for first, second in PAIRS:
+        if first in by_lower and second in by_lower and text_pair in (None, by_lower[second]):
+            return by_lower[first], by_lower[second], label
+    for name in TEXTS:
+        if name in by_lower and by_lower[name] != text_pair:
+            return by_lower[name], text_pair, label
+    rest = [name for name in table.columns if name not in (label, text_pair)]
+    if len(rest) == 1 and len(table.columns) > 1:
+        return rest[0], text_pair, label
+    raise InputError(
+        f"{source}: which column holds the text?",
+        seen=f"columns: {have}",
+        hint=_column_hint(source, have),
+    )
+
+
+def _column_hint(source: str, have: str) -> str:
+    suffix = Path(source).suffix.lower()
+    if suffix == ".csv" and ("\t" in have or ";" in have):
+        return "the fields of a .csv are separated by commas; with tabs name it .tsv, with semicolons convert it"
+    if suffix in (".tsv", ".csv"):
+        return "--text COLUMN (the first line has to name the columns; one bare text a line is .txt)"
+    return "--text COLUMN, for pairs also --text-pair COLUMN"
+
+
+def _text_column(table: Table, source: str, name: str) -> list[str]:
+    column = table.columns[name]
+    for number, cell in zip(table.lines, column):
+        if not isinstance(cell, str):
+            what = "nothing" if cell is None else f"{type(cell).__name__} {str(cell)[:40]}"
+            raise InputError(
+                f"{source}, {table.unit} {number}: column {name!r} holds no text",
+                seen=what,
+                hint=f"columns: {', '.join(table.columns)}; choose with --text COLUMN",
+            )
+    return column
+
+
+def _read_label(cell: Any) -> int | str | None:
+    """Class number or name; None for a missing one (empty, null, NaN, and -1 as hub data sets mark it)."""
+    if cell is None or cell != cell:
+        return None
+    if isinstance(cell, str):
+        cell = cell.strip()
+        try:
+            cell = int(cell)
+        except ValueError:
+            return cell or None
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    if isinstance(cell, int):
+        return None if cell == -1 else int(cell)
+    return str(cell)
+
+
+def _digest(
+    texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[int | str | None] | None
+) -> str:
+    digest = hashlib.sha256()
+    for row, value in enumerate(texts):
+        record = [value, pairs[row] if pairs is not None else None, labels[row] if labels is not None else None]
+        digest.update(json.dumps(record, ensure_ascii=True).encode("ascii") + b"\n")
+    return digest.hexdigest()
