@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,7 +71,7 @@ def demangle(name: str) -> str:
     return f"{stem}<{', '.join([plain, *numbers])}>"
 
 
-@lru_cache(maxsize=None)
+@cache
 def usage_of(source: str, arch: int) -> dict[str, Usage]:
     nvcc = find_nvcc()
     if nvcc is None:
@@ -87,12 +87,11 @@ def usage_of(source: str, arch: int) -> dict[str, Usage]:
     found: dict[str, Usage] = {}
     for entry in done.stderr.split("Compiling entry function")[1:]:
         mangled = re.search(r"'(\S+)'", entry)
-        spills = re.search(
-            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry
-        )
+        spills = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry)
         registers = re.search(r"Used (\d+) registers", entry)
         shared = re.search(r"(\d+) bytes smem", entry)
-        assert mangled and spills and registers, entry
+        if mangled is None or spills is None or registers is None:
+            pytest.fail(f"ptxas output not understood:\n{entry}")
         stack, stores, loads = (int(part) for part in spills.groups())
         found[demangle(mangled[1])] = Usage(
             registers=int(registers[1]),
