@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparsity by every denominator in use, counted from masks; versions and memory for the report."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyprune.models import Adapter
+
+
+def count(
+    model: nn.Module, adapter: Adapter, masks: Mapping[str, Tensor], tokens: float
+) -> dict[str, dict[str, int]]:
+    """Removed and total, by denominator.
+
+    Parameters
+    ----------
+    model, adapter
+    masks : mapping of str to Tensor of bool
+        By full linear name.
+    tokens : float
+        Mean tokens of a sentence, for the attention's own products in ``encoder_macs``.
+
+    Returns
+    -------
+    dict
+        ``linear_weights``: weights of the pruned linears. ``encoder_parameters``: all parameters of the blocks, with
+        biases and norms. ``encoder_without_norms``: with biases, without norms.
+        ``encoder_and_embeddings``: everything below the pooler and heads. ``all_parameters``.
+        ``encoder_macs``: multiply-accumulates of the blocks per token, zeros skipped, with attention's own.
+        ``heads_and_neurons``: heads and feed-forward neurons from which nothing is read any more.
+    """
+    blocks = adapter.blocks(model)
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    weights = sum(mask.numel() for mask in masks.values())
+    encoder = sum(p.numel() for block in blocks for p in block.parameters())
+    norms = sum(
+        p.numel() for block in blocks for m in block.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()
+    )
+    base: nn.Module = getattr(model, "base_model", model)
+    embeddings = sum(p.numel() for p in base.get_submodule("embeddings").parameters())
+    config: Any = model.config
+    totals = {
+        "linear_weights": weights,
+        "encoder_parameters": encoder,
+        "encoder_without_norms": encoder - norms,
+        "encoder_and_embeddings": encoder + embeddings,
+        "all_parameters": sum(p.numel() for p in model.parameters()),
+        "encoder_macs": weights + round(len(blocks) * 2 * tokens * int(config.hidden_size)),
+    }
+    counts = {name: {"removed": removed, "total": total} for name, total in totals.items()}
+    counts["heads_and_neurons"] = _units(model, adapter, masks)
+    return counts
+
+
+def _units(model: nn.Module, adapter: Adapter, masks: Mapping[str, Tensor]) -> dict[str, int]:
+    config: Any = model.config
+    heads = int(config.num_attention_heads)
+    removed = total = 0
+    for index in range(len(adapter.blocks(model))):
+        prefix = adapter.block_name(model, index)
+        attention = masks[f"{prefix}.{adapter.groups[1][0]}"]
+        neurons = masks[f"{prefix}.{adapter.groups[3][0]}"].any(dim=0)
+        # Head i writes columns [i·d, (i+1)·d) of the attention output's input.
+        alive = attention.any(dim=0).reshape(heads, -1).any(dim=1)
+        removed += int((~neurons).sum()) + int((~alive).sum())
+        total += neurons.numel() + heads
+    return {"removed": removed, "total": total}
+
+
+def versions() -> dict[str, str]:
+    """Of everything whose version can change a result."""
+    import transformers
+
+    from pyprune import __version__
+
+    return {
+        "pyprune": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def resident_bytes() -> int | None:
+    """Resident memory of this process now; None where the system does not tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def peak_bytes() -> int | None:
+    """Largest resident memory of this process so far; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

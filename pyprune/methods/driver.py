@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dual-stream driver: block by block, group by group, from statistics to new weights."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pyprune import solvers
+from pyprune.methods.journal import FinishedBlock, Journal
+from pyprune.methods.recipe import Recipe
+from pyprune.models import Adapter
+from pyprune.models.streams import DualStream
+from pyprune.patterns import Pattern
+from pyprune.stats import Moments
+
+
+class Progress(Protocol):
+    """What a run reports to; :mod:`pyprune.progress` has the one for a terminal."""
+
+    def start(self, total: int, description: str) -> None:
+        """``total`` steps follow."""
+
+    def advance(self, description: str) -> None:
+        """One step is done. May raise to stop the run; finished blocks are in the journal by then."""
+
+    def note(self, text: str) -> None:
+        """Something a person should read."""
+
+    def finish(self) -> None:
+        """No more steps."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, total: int, description: str) -> None: ...
+
+    def advance(self, description: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """Masks by full linear name, records in order, seconds by stage, and how many blocks came from the journal."""
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    resumed: int = 0
+
+
+@dataclass
+class Driver:
+    """Everything a run needs, fixed before it starts.
+
+    Attributes
+    ----------
+    model : nn.Module
+        Float32; its blocks are pruned in place. Run within :func:`pyprune.models.replay.quiet`.
+    adapter, recipe, pattern
+    batches : sequence of dict of str to Tensor
+    damping : float, optional
+        Default: the solver's own.
+    options : mapping
+        For the solver.
+    spill : Path, optional
+        Folder for hidden states.
+    journal : Journal, optional
+    progress : Progress
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    recipe: Recipe
+    pattern: Pattern
+    batches: Sequence[Mapping[str, Tensor]]
+    damping: float | None
+    options: Mapping[str, Any]
+    spill: Path | None
+    journal: Journal | None
+    progress: Progress
+
+    def run(self) -> Outcome:
+        """Prune all blocks.
+
+        Raises
+        ------
+        NumericsError
+            A layer could not be solved; the message names it.
+        """
+        outcome = Outcome()
+        blocks = self.adapter.blocks(self.model)
+        finished = self._finished(len(blocks))
+        outcome.resumed = len(finished)
+        steps = len(self.adapter.linears(blocks[0]))
+        self.progress.start(steps * (len(blocks) - len(finished)) + len(finished), "embedding the calibration text")
+        try:
+            with _timed(outcome, "embed"):
+                stream = DualStream(self.model, self.adapter, self.batches, spill=self.spill)
+            with stream:
+                for index, block in enumerate(blocks):
+                    dense = copy.deepcopy(block)
+                    prefix = self.adapter.block_name(self.model, index)
+                    if index < len(finished):
+                        self._restore(block, prefix, finished[index], outcome)
+                        if index + 1 < len(blocks):
+                            with _timed(outcome, "resume"):
+                                stream.skip(dense, block)
+                        self.progress.advance(f"{prefix} (from the journal)")
+                        continue
+                    self._prune_block(stream, dense, block, prefix, outcome, index)
+                    if index + 1 < len(blocks):
+                        with _timed(outcome, "advance"):
+                            stream.advance(block)
+        finally:
+            self.progress.finish()
+        return outcome
+
+    def _finished(self, blocks: int) -> list[FinishedBlock]:
+        finished: list[FinishedBlock] = []
+        while self.journal is not None and len(finished) < blocks:
+            block = self.journal.load(len(finished))
+            if block is None:
+                break
+            finished.append(block)
+        return finished
+
+    def _restore(self, block: nn.Module, prefix: str, finished: FinishedBlock, outcome: Outcome) -> None:
+        for name, tensor in finished.tensors.items():
+            block.get_parameter(name).data.copy_(tensor)
+        outcome.masks |= {f"{prefix}.{name}": mask for name, mask in finished.masks.items()}
+        outcome.records += finished.records
+
+    def _prune_block(
+        self, stream: DualStream, dense: nn.Module, block: nn.Module, prefix: str, outcome: Outcome, index: int
+    ) -> None:
+        linears = self.adapter.linears(block)
+        masks: dict[str, Tensor] = {}
+        records: list[dict[str, Any]] = []
+        last = len(linears)
+        for number, group in enumerate(self.adapter.groups):
+            members = {name: linears[name] for name in group}
+            site = f"{prefix}.{group[0]}" + (f" (and {len(group) - 1} more)" if len(group) > 1 else "")
+            with _timed(outcome, "statistics"):
+                moments = self._measure(stream, dense, block, number, members, site)
+            for name, record, mask in self._solve(moments, members, prefix, outcome):
+                masks[name] = mask
+                records.append(record)
+                if len(records) < last:
+                    self.progress.advance(record["name"])
+        finished = FinishedBlock(_tensors(linears), masks, records)
+        if self.journal is not None:
+            with _timed(outcome, "journal"):
+                self.journal.save(index, finished)
+        outcome.masks |= {f"{prefix}.{name}": mask for name, mask in masks.items()}
+        outcome.records += records
+        # Told only now: whoever stops the run here finds the block in the journal.
+        self.progress.advance(records[-1]["name"])
+
+    def _measure(
+        self,
+        stream: DualStream,
+        dense: nn.Module,
+        block: nn.Module,
+        number: int,
+        members: Mapping[str, nn.Linear],
+        site: str,
+    ) -> Moments:
+        first = next(iter(members.values()))
+        outputs = {name: linear.out_features for name, linear in members.items()}
+        moments = Moments(first.in_features, outputs, name=site, device=first.weight.device)
+        for inputs, targets, keep in stream.group(dense, block, number):
+            moments.add(inputs, targets, keep)
+        return moments.finish()
+
+    def _solve(
+        self, moments: Moments, members: Mapping[str, nn.Linear], prefix: str, outcome: Outcome
+    ) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
+        names = {name: f"{prefix}.{name}" for name in members}
+        problems = self.recipe.problems(moments, members, names)
+        for name, linear in members.items():
+            with _timed(outcome, "solve"):
+                solution = solvers.solve(
+                    problems.pop(name), self.pattern, self.recipe.solver, damping=self.damping, **self.options
+                )
+                bias = self.recipe.bias(moments, name, linear, solution.weight)
+                linear.weight.data.copy_(solution.weight)
+                if bias is not None:
+                    linear.bias.data.copy_(bias)
+                error = moments.error(name, linear.weight, linear.bias)
+            for note in solution.notes:
+                self.progress.note(f"{names[name]}: {note}")
+            rows, cols = linear.weight.shape
+            kept = int(solution.mask.sum())
+            yield (
+                name,
+                {
+                    "name": names[name],
+                    "rows": rows,
+                    "cols": cols,
+                    "kept": kept,
+                    "sparsity": 1.0 - kept / (rows * cols),
+                    "error": error,
+                    "local_error": solution.error,
+                    "damping": solution.damping,
+                    "condition": solution.condition,
+                    "seconds": solution.seconds,
+                    "notes": list(solution.notes),
+                },
+                solution.mask.cpu(),
+            )
+
+
+def _tensors(linears: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
+    return {
+        f"{name}.{part}": value.detach().clone()
+        for name, linear in linears.items()
+        for part, value in linear.named_parameters()
+    }
+
+
+@contextmanager
+def _timed(outcome: Outcome, stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        outcome.seconds[stage] += time.perf_counter() - begin
