@@ -61,8 +61,8 @@ def tile_for(columns: int, tokens: int, arch: int, *, itemsize: int = 4) -> Tile
     processors = PROCESSORS[max(known)] if known else min(PROCESSORS.values())
     across = -(-columns // 64)
     block = 64 if across * (across + 1) // 2 >= processors else 32
-    # Steps of 32 cost 16-bit types twice the registers (204 against 102), for they are widened there.
-    depth = 32 if tokens > 16 and itemsize == 4 else 16
+    # Longer steps save registers only here: 16-bit types, widened after loading, would take twice as many.
+    depth = 32 if block == 64 and itemsize == 4 and tokens > 16 else 16
     # Four warps on a wide tile would need up to 255 registers a thread.
     return Tile(block=block, depth=depth, warps=8 if block == 64 else 4, stages=3)
 

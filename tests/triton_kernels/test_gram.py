@@ -31,6 +31,8 @@ def run_program(name: str, *arguments: str, interpret: bool) -> dict[str, Any]:
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
     command = [sys.executable, str(HERE / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if interpret and "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("this Triton's interpreter does not run with this NumPy (Triton 3.6 needs NumPy < 2.4)")
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -70,9 +72,9 @@ def test_refusals(findings: dict[str, Any]) -> None:
 # (arch, element, block) -> registers allowed a thread; spills must be 0, shared memory 32 KiB at most.
 REGISTERS = {
     (80, "fp32", 32): 72, (80, "bf16", 32): 152, (80, "fp16", 32): 152,
-    (80, "fp32", 64): 104, (80, "bf16", 64): 168, (80, "fp16", 64): 168,
+    (80, "fp32", 64): 104, (80, "bf16", 64): 176, (80, "fp16", 64): 176,
     (90, "fp32", 32): 72, (90, "bf16", 32): 128, (90, "fp16", 32): 128,
-    (90, "fp32", 64): 104, (90, "bf16", 64): 168, (90, "fp16", 64): 168,
+    (90, "fp32", 64): 104, (90, "bf16", 64): 176, (90, "fp16", 64): 176,
 }  # fmt: skip
 
 
@@ -127,5 +129,6 @@ def test_block_fills_the_device(columns: int, arch: int, block: int) -> None:
 
 
 def test_few_tokens_take_the_smallest_step() -> None:
-    assert tile_for(384, 1, 90).depth == 16
-    assert tile_for(384, 4096, 90).depth == 32
+    assert tile_for(3072, 16, 90).depth == 16
+    assert tile_for(3072, 17, 90).depth == 32
+    assert tile_for(3072, 17, 90, itemsize=2).depth == 16
