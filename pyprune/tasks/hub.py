@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from pyprune.errors import InputError
 from pyprune.tasks.readers import Table
@@ -37,9 +44,10 @@ def read_hub(name: str, config: str, split: str | None, purpose: str) -> tuple[T
         ) from None
     datasets.disable_progress_bars()
     try:
-        if split is None:
-            split = _choose_split(datasets.get_dataset_split_names(name, config or None), purpose)
-        data: Any = datasets.load_dataset(name, config or None, split=split)
+        with patience():
+            if split is None:
+                split = _choose_split(datasets.get_dataset_split_names(name, config or None), purpose)
+            data: Any = datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # datasets, huggingface_hub, httpx and fsspec each raise their own kinds
         raise _explain(label, split, error) from error
     table = Table({column: data[column][:] for column in data.column_names}, range(1, len(data) + 1), "row")
@@ -49,6 +57,45 @@ def read_hub(name: str, config: str, split: str | None, purpose: str) -> tuple[T
         if isinstance(feature, datasets.ClassLabel)
     }
     return table, f"{label} [{split}]", names
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Within it the hub's libraries go straight to their local copies if the hub cannot be reached.
+
+    By themselves they retry for half a minute per file, which is long for somebody who mistyped a path.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    switches: list[tuple[Any, str]] = []
+    if not _reachable():
+        switches = [(module, "HF_HUB_OFFLINE") for module in _modules_with_switch()]
+    before = [getattr(module, name) for module, name in switches]
+    for module, name in switches:
+        setattr(module, name, True)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(switches, before):
+            setattr(module, name, value)
+        logger.setLevel(level)
+
+
+def _modules_with_switch() -> list[Any]:
+    names = ("huggingface_hub.constants", "datasets.config")
+    return [sys.modules[name] for name in names if hasattr(sys.modules.get(name), "HF_HUB_OFFLINE")]
+
+
+def _reachable() -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # only the proxy knows
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        with socket.create_connection((address.hostname or "huggingface.co", address.port or 443), timeout=5.0):
+            return True
+    except OSError:
+        return False
 
 
 def _choose_split(splits: list[str], purpose: str) -> str:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``pyprune evaluate``: a classifier on labelled data."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyprune.commands import common
+
+_EPILOG = """\
+examples:
+  pyprune evaluate pruned --data dev.tsv
+  pyprune evaluate pruned --data reviews.csv --text body --label stars
+  pyprune evaluate pruned --data dev.tsv --against MODEL
+      the dense model beside the pruned one, on the same rows
+  pyprune evaluate textattack/bert-base-uncased-SST-2 --task sst2 --json
+      model and data from the Hugging Face hub
+
+The data is .txt .tsv .csv .jsonl .json or .parquet, a folder with such files named by split, or a hub data set.
+Labels are class numbers or the class names of the model.
+"""
+
+
+def add(commands: Any) -> None:
+    """Enter the command into the parser."""
+    from pyprune.tasks.registry import METRICS, TASKS
+
+    parser = commands.add_parser(
+        "evaluate",
+        help="accuracy of a classifier on labelled data",
+        description="Evaluate a sequence classifier on labelled data.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a model, or its name on the Hugging Face hub")
+    data = parser.add_argument_group("data (at least one of --data and --task)")
+    data.add_argument("--data", metavar="FILE", help="labelled file, folder, or hub data set owner/name[:configuration]")
+    data.add_argument("--task", metavar="TASK", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
+    common.add_columns(data)
+    data.add_argument("--limit", type=common.positive, metavar="N", help="evaluate N rows drawn at random")
+    data.add_argument("--seed", type=common.seed, default=0, metavar="N", help="of that draw (default 0)")
+    how = parser.add_argument_group("evaluation")
+    how.add_argument("--against", metavar="MODEL", help="evaluate this model too, on the same rows (the dense one)")
+    how.add_argument("--metric", choices=METRICS, help="default: the task's own, else accuracy")
+    how.add_argument("--batch-size", type=common.positive, default=64, metavar="N", help="default 64")
+    how.add_argument("--max-length", type=common.positive, metavar="N", help="tokens per row (default: the model's limit)")
+    common.add_general(parser)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Load, evaluate, print."""
+    if arguments.data is None and arguments.task is None:
+        arguments.parser.error("pass --data FILE or --task TASK")
+
+    from pyprune import tasks
+    from pyprune.commands.checkpoints import open_model, open_tokenizer
+    from pyprune.progress import for_terminal
+
+    examples = tasks.load_texts(
+        arguments.data if arguments.data is not None else arguments.task,
+        text=arguments.text,
+        text_pair=arguments.text_pair,
+        label=arguments.label,
+        split=arguments.split,
+        limit=arguments.limit,
+        seed=arguments.seed,
+        task=tasks.find_task(arguments.task) if arguments.task else None,
+        purpose="evaluation",
+    )
+    names = [arguments.model] + ([arguments.against] if arguments.against else [])
+    results = []
+    with for_terminal(quiet=arguments.quiet) as progress:
+        for note in examples.notes:
+            progress.note(note)
+        for name in names:
+            results.append(
+                tasks.evaluate(
+                    open_model(name, head="ForSequenceClassification"),
+                    examples,
+                    tokenizer=open_tokenizer(name),
+                    batch_size=arguments.batch_size,
+                    max_length=arguments.max_length,
+                    metric=arguments.metric,
+                    progress=progress,
+                )
+            )
+    if arguments.json:
+        document: dict[str, Any] = {"model": names[0], **results[0].to_dict()}
+        if len(results) == 2:
+            document["against"] = {"model": names[1], **results[1].to_dict()}
+            document["comparison"] = compare(results[1], results[0])
+        common.print_json(document)
+        return 0
+    print(_text(names, results))
+    return 0
+
+
+def compare(first: Any, second: Any) -> dict[str, Any]:
+    """Two evaluations of the same rows: how often they agree, and which is right where they do not."""
+    from pyprune.tasks.metrics import sign_test
+
+    rows = list(zip(first.gold, first.predictions, second.predictions))
+    first_only = sum(a == gold != b for gold, a, b in rows)
+    second_only = sum(b == gold != a for gold, a, b in rows)
+    return {
+        "same_answer": sum(a == b for _, a, b in rows) / len(rows),
+        "only_first_right": first_only,
+        "only_second_right": second_only,
+        "sign_test_p": sign_test(first_only, second_only),
+    }
+
+
+def _text(names: list[str], results: list[Any]) -> str:
+    lines = []
+    for name, result in zip(names, results):
+        lines.append(f"{name}: {result.describe()}")
+        rows = [
+            (entry["name"], str(entry["total"]), str(entry["correct"]), str(entry["predicted"]))
+            for entry in result.classes
+        ]
+        lines += [common.table(rows, ("class", "rows", "right", "predicted"), right=(1, 2, 3)), ""]
+    result = results[0]
+    if len(results) == 2:
+        difference = compare(results[1], results[0])
+        lines.append(
+            f"same answer on {common.percent(difference['same_answer'], 1)} of the rows; only {names[0]} right: "
+            f"{difference['only_second_right']}, only {names[1]} right: {difference['only_first_right']} "
+            f"(sign test p = {difference['sign_test_p']:.2g})"
+        )
+    if result.cut:
+        lines.append(f"{result.cut} of {result.total} rows were longer than {result.max_length} tokens and were cut")
+    lines.append(f"{result.source}, {result.total} rows, {common.duration(sum(entry.seconds for entry in results))}")
+    return "\n".join(lines)

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``pyprune prune``: a fine-tuned encoder and text in, a pruned model out."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pyprune.commands import common
+from pyprune.commands.evaluate import compare
+from pyprune.commands.summary import plan_text, prune_text
+from pyprune.errors import InputError, PypruneError
+
+_EPILOG = """\
+examples:
+  pyprune prune MODEL --data train.tsv --sparsity 0.5 --output pruned
+      half of the weights of every row removed by AKR; the text needs no labels
+  pyprune prune MODEL --data train.tsv --pattern 2:4 --output pruned --evaluate dev.tsv
+      2 of every 4 weights kept; accuracy of the dense and of the pruned model on labelled rows
+  pyprune prune MODEL --task sst2 --method sparsegpt --sparsity 0.7 --output pruned
+      data from the Hugging Face hub: calibration on its train split, evaluation on its labelled one
+  pyprune prune MODEL --data train.tsv --dry-run
+      what would be pruned and how much memory that takes, without doing it
+  pyprune prune MODEL --data train.tsv --output pruned --resume
+      go on after Ctrl-C, a kill or a full disk; the result is the same to the last bit
+
+OUTPUT holds model.safetensors, config and tokenizer, which AutoModel*.from_pretrained loads, and pyprune.json with
+settings, versions, sparsity, error and seconds of every layer. While it runs, finished blocks are kept in
+OUTPUT.journal, which goes away at the end.
+"""
+
+
+def add(commands: Any) -> None:
+    """Enter the command into the parser."""
+    from pyprune import methods, solvers
+    from pyprune.tasks.registry import TASKS
+
+    parser = commands.add_parser(
+        "prune",
+        help="prune a fine-tuned model on some text",
+        description="Prune a fine-tuned encoder (BERT, RoBERTa, DistilBERT, ...) using some text of its task.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a model, or its name on the Hugging Face hub")
+    data = parser.add_argument_group("calibration data (at least one of --data and --task)")
+    data.add_argument("--data", metavar="FILE", help=".txt .tsv .csv .jsonl .json .parquet, a folder, or a hub data set")
+    data.add_argument("--task", metavar="TASK", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
+    common.add_columns(data)
+    data.add_argument("--samples", type=common.positive, metavar="N", help="rows drawn for calibration (default 2560)")
+    data.add_argument("--max-length", type=common.positive, metavar="N", help="tokens per row (default 128)")
+    data.add_argument("--batch-size", type=common.positive, metavar="N", help="rows per forward pass (default 64)")
+    data.add_argument("--seed", type=common.seed, default=0, metavar="N", help="of the draw (default 0)")
+    how = parser.add_argument_group("pruning")
+    known = ", ".join(methods.available())
+    how.add_argument(
+        "--method", choices=methods.available(), default="akr", metavar="METHOD", help=f"one of {known} (default akr)"
+    )
+    amount = how.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--sparsity", type=common.fraction, metavar="S", help="fraction of weights removed, 0 to below 1 (default 0.5)"
+    )
+    amount.add_argument("--pattern", type=common.pattern, metavar="N:M", help="keep N of every M weights, e.g. 2:4, 32:64")
+    how.add_argument("--scope", choices=("row", "layer"), help="count per row or per layer (default: the method's own)")
+    known = ", ".join(solvers.available())
+    how.add_argument(
+        "--solver", choices=solvers.available(), metavar="SOLVER", help=f"one of {known} (default: the method's own)"
+    )
+    how.add_argument(
+        "--rectify",
+        action=argparse.BooleanOptionalAction,
+        help="refit to the dense model's outputs (default: the method's own)",
+    )
+    how.add_argument("--damping", type=common.not_negative, metavar="D", help="ridge as a share of the mean diagonal")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output", type=Path, metavar="DIR", help="folder for the pruned model (replaced if made by pyprune)")
+    out.add_argument("--evaluate", metavar="FILE", help="labelled data: accuracy of the dense and the pruned model")
+    out.add_argument("--no-evaluate", action="store_true", help="with --task: leave the evaluation out")
+    out.add_argument("--resume", action="store_true", help="go on with the finished blocks in OUTPUT.journal")
+    out.add_argument("--dry-run", action="store_true", help="print plan and memory, change nothing")
+    out.add_argument("--spill", type=Path, metavar="DIR", help="keep activations in files there instead of in memory")
+    common.add_general(parser)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything that can be checked early, prune, evaluate, save, print."""
+    _check_usage(arguments)
+
+    from pyprune import tasks
+    from pyprune.commands.checkpoints import open_model, open_tokenizer
+    from pyprune.progress import for_terminal
+
+    task = tasks.find_task(arguments.task) if arguments.task else None
+    columns = {"text": arguments.text, "text_pair": arguments.text_pair, "label": arguments.label}
+    source = arguments.data if arguments.data is not None else arguments.task
+    if arguments.output is not None:
+        _check_output(arguments.output, arguments.model)
+    examples = tasks.load_texts(source, split=arguments.split, task=task, **columns)
+    held_out = _held_out(arguments, task, columns)
+    model = open_model(arguments.model, head="ForSequenceClassification" if held_out is not None else None)
+    _check_family(model)
+    tokenizer = open_tokenizer(arguments.model)
+
+    with for_terminal(quiet=arguments.quiet) as progress:
+        for loaded in (examples, held_out):
+            for note in loaded.notes if loaded is not None else ():
+                progress.note(note)
+        if arguments.dry_run:
+            return _dry_run(arguments, model, tokenizer, examples)
+        options = {"tokenizer": tokenizer, "batch_size": 64, "progress": progress}
+        dense = tasks.evaluate(model, held_out, **options) if held_out is not None else None
+        result = _prune(arguments, model, tokenizer, examples, progress)
+        evaluation = None
+        if held_out is not None and dense is not None:
+            pruned = tasks.evaluate(result.model, held_out, **options)
+            evaluation = {
+                "source": held_out.source,
+                "sha256": held_out.sha256,
+                "dense": dense.to_dict(),
+                "pruned": pruned.to_dict(),
+                "comparison": compare(dense, pruned),
+            }
+            result.report["evaluation"] = common.jsonable(evaluation)
+    saved = None
+    if arguments.output is not None:
+        saved = result.save(arguments.output)
+        shutil.rmtree(_journal(arguments.output), ignore_errors=True)
+    if arguments.json:
+        common.print_json({"output": str(saved) if saved else None, **result.report})
+    else:
+        print(prune_text(result.report, str(saved) if saved else None))
+    return 0
+
+
+def _check_usage(arguments: argparse.Namespace) -> None:
+    if arguments.data is None and arguments.task is None:
+        arguments.parser.error("pass --data FILE or --task TASK: pruning needs some text (no labels)")
+    if arguments.resume and arguments.output is None:
+        arguments.parser.error("--resume goes with --output: finished blocks are kept beside it")
+    if arguments.scope is not None and arguments.pattern is not None:
+        arguments.parser.error("--scope goes with --sparsity; N:M has a scope of its own")
+
+
+def _pattern(arguments: argparse.Namespace) -> Any:
+    from pyprune.patterns import Unstructured, parse_pattern
+
+    if arguments.pattern is not None:
+        return parse_pattern(arguments.pattern)
+    if arguments.scope is not None:
+        return Unstructured(_sparsity(arguments), arguments.scope)
+    return None
+
+
+def _sparsity(arguments: argparse.Namespace) -> float:
+    return 0.5 if arguments.sparsity is None else float(arguments.sparsity)
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "method": arguments.method,
+        "sparsity": None if arguments.pattern is not None else _sparsity(arguments),
+        "pattern": _pattern(arguments),
+        "solver": arguments.solver,
+        "rectify": arguments.rectify,
+        "seed": arguments.seed,
+        "samples": arguments.samples,
+        "max_length": arguments.max_length,
+        "batch_size": arguments.batch_size,
+        "damping": arguments.damping,
+        "spill": arguments.spill,
+    }
+
+
+def _journal(output: Path) -> Path:
+    path = output.expanduser().absolute()
+    return path.with_name(f"{path.name}.journal")
+
+
+def _blocks(journal: Path) -> int:
+    return len(list(journal.glob("block-*.safetensors")))
+
+
+def _check_output(output: Path, model: str) -> None:
+    # hours of work must not end in front of a folder that cannot be written
+    from pyprune.result import check_target
+
+    target = output.expanduser().absolute()
+    if Path(model).is_dir() and target.resolve() == Path(model).resolve():
+        raise InputError("--output is the folder of the model itself", hint="another folder")
+    check_target(target)
+    common.writable_parent(target)
+
+
+def _check_family(model: Any) -> None:
+    from pyprune.models import adapter_for
+
+    adapter_for(model)
+
+
+def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any]) -> Any:
+    """Labelled examples to evaluate on, or None."""
+    from pyprune import tasks
+
+    source = arguments.evaluate
+    if source is None and task is not None and task.labels and not arguments.no_evaluate:
+        # a task has an evaluation split of its own, on the hub or in a folder with files named by split
+        if arguments.data is None:
+            source = arguments.task
+        elif Path(arguments.data).is_dir():
+            source = arguments.data
+    if source is None:
+        return None
+    examples = tasks.load_texts(source, task=task, purpose="evaluation", **columns)
+    if examples.labels is None:
+        raise InputError(
+            f"{examples.source} has no labels, and evaluation needs them",
+            hint="a file with a label column (--label COLUMN if it has another name), or leave --evaluate out",
+        )
+    return examples
+
+
+def _dry_run(arguments: argparse.Namespace, model: Any, tokenizer: Any, examples: Any) -> int:
+    from pyprune.methods import prune
+
+    result = prune(model, examples, tokenizer=tokenizer, dry_run=True, **_settings(arguments))
+    if arguments.json:
+        common.print_json(result.report)
+    else:
+        print(plan_text(result.report["plan"]))
+    return 0
+
+
+def _prune(arguments: argparse.Namespace, model: Any, tokenizer: Any, examples: Any, progress: Any) -> Any:
+    from pyprune.methods import prune
+
+    journal = _journal(arguments.output) if arguments.output is not None else None
+    try:
+        return prune(
+            model,
+            examples,
+            tokenizer=tokenizer,
+            journal=journal,
+            resume=arguments.resume,
+            progress=progress,
+            **_settings(arguments),
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(journal)) from None
+    except (PypruneError, OSError, MemoryError, RuntimeError):
+        _drop_if_empty(journal)
+        raise
+
+
+def _how_to_go_on(journal: Path | None) -> str:
+    if journal is None:
+        return "nothing is kept, because there is no --output; with it a run can be resumed"
+    blocks = _blocks(journal)
+    if not blocks:
+        _drop_if_empty(journal)
+        return "no block was finished yet; start again with the same command"
+    what = "1 finished block is" if blocks == 1 else f"{blocks} finished blocks are"
+    return f"{what} saved in {journal}; run the same command with --resume to go on from there"
+
+
+def _drop_if_empty(journal: Path | None) -> None:
+    if journal is not None and (journal / "journal.json").exists() and not _blocks(journal):
+        shutil.rmtree(journal, ignore_errors=True)

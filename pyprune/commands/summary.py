@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report as a short table that a person understands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyprune.commands import common
+
+_DENOMINATORS = {
+    "linear_weights": "of the weights of the pruned matrices",
+    "encoder_parameters": "of all encoder parameters",
+    "encoder_without_norms": "of the encoder without LayerNorm",
+    "encoder_and_embeddings": "of encoder and embeddings",
+    "all_parameters": "of all parameters of the model",
+    "encoder_macs": "of the encoder's multiply-adds",
+    "heads_and_neurons": "of heads and neurons (nothing reads them any more)",
+}
+
+
+def prune_text(report: dict[str, Any], saved: str | None) -> str:
+    """What was done, what is left, what it cost."""
+    layers = report["layers"]
+    worst = max(layers, key=lambda layer: float(layer["error"]))
+    rows: list[tuple[str, str]] = [("method", _method(report))]
+    for index, (name, value) in enumerate(report["sparsity"].items()):
+        rows.append(("zeros" if index == 0 else "", f"{common.percent(value)} {_DENOMINATORS.get(name, name)}"))
+    rows.append(("layer error", f"{common.percent(report['mean_error'])} of the output's energy, mean of {len(layers)} layers"))
+    rows.append(("", f"{common.percent(worst['error'])} in the worst, {worst['name']}"))
+    rows.append(("time", _seconds(report["seconds"])))
+    if report["memory"].get("peak"):
+        rows.append(("peak memory", f"{common.mebibytes(report['memory']['peak'])}, all of the process"))
+    rows += evaluation_rows(report.get("evaluation"))
+    noted = [layer for layer in layers if layer.get("notes")]
+    if noted:
+        rows.append(("note", f"{noted[0]['name']}: {noted[0]['notes'][0]}"))
+    if len(noted) > 1:
+        rows.append(("", f"{len(noted) - 1} more layers have notes, see pyprune.json"))
+    rows.append(("saved in", saved or "nowhere (no --output was given)"))
+    return common.table(rows)
+
+
+def evaluation_rows(evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Dense beside pruned."""
+    if evaluation is None:
+        return []
+    dense, pruned = evaluation["dense"], evaluation["pruned"]
+    rows: list[tuple[str, str]] = []
+    if dense["metric"] != "accuracy":
+        rows.append((dense["metric"], f"{dense['value']:.4f} dense -> {pruned['value']:.4f} pruned"))
+    low, high = pruned["interval"]
+    rows.append(
+        (
+            "accuracy",
+            f"{common.percent(dense['accuracy'])} dense -> {common.percent(pruned['accuracy'])} pruned "
+            f"({dense['correct']} -> {pruned['correct']} of {pruned['total']}; 95 % interval of the latter "
+            f"{100 * low:.1f} to {100 * high:.1f})",
+        )
+    )
+    comparison = evaluation["comparison"]
+    rows.append(("", f"same answer as the dense model on {common.percent(comparison['same_answer'], 1)} of the rows"))
+    rows.append(("", f"{evaluation['source']}"))
+    return rows
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """A dry run for a person."""
+    data, memory = plan["data"], plan["memory"]
+    shapes: dict[tuple[int, int, int], int] = {}
+    for layer in plan["layers"]:
+        key = (layer["rows"], layer["cols"], layer["kept"])
+        shapes[key] = shapes.get(key, 0) + 1
+    total = f"{plan['kept']:,} of {plan['weights']:,} weights stay ({common.percent(1 - plan['kept'] / plan['weights'])} go)"
+    rows: list[tuple[str, str]] = [
+        ("method", f"{plan['method']}: {plan['pattern']}, solver {plan['solver']}"),
+        ("layers", f"{len(plan['layers'])} linear layers"),
+    ]
+    rows += [
+        ("", f"{count} x [{out}, {into}], {kept:,} weights kept in each") for (out, into, kept), count in shapes.items()
+    ]
+    rows.append(("weights", total))
+    rows.append(("calibration", f"{data['sentences']:,} rows, {data['tokens']:,} tokens in {data['batches']} batches"))
+    rows.append(("memory", f"about {common.mebibytes(memory['total'])} beyond the model as loaded, of it"))
+    rows += [
+        ("", f"{common.mebibytes(memory[name])} {name.replace('_', ' ')}")
+        for name in memory
+        if name not in ("total", "disk") and memory[name]
+    ]
+    if memory.get("disk"):
+        rows.append(("disk", f"{common.mebibytes(memory['disk'])} in --spill while it runs"))
+    rows += [("note", note) for note in plan.get("notes", ())]
+    rows.append(("", "dry run: nothing was changed or written"))
+    return common.table(rows)
+
+
+def _seconds(seconds: dict[str, float]) -> str:
+    text = common.duration(seconds["total"])
+    parts = [f"{name} {common.duration(value)}" for name, value in seconds.items() if name != "total" and value >= 0.05]
+    return f"{text} ({', '.join(parts)})" if parts else text
+
+
+def _method(report: dict[str, Any]) -> str:
+    return f"{report['method']}, {report['pattern']}, solver {report['solver']}"
