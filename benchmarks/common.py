@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every benchmark shares: interleaved timing, facts of the machine, results as JSON.
+
+Timings of one case are taken in turns, candidate after candidate, round after round, so that a noisy
+machine disturbs all of them alike and their ratio holds. A file of results is one JSON object with one
+case per line: `benchmarks/results/YYYY-MM-DD-<name>.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyprune
+from pyprune import backends
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one candidate over all rounds."""
+
+    median: float
+    p10: float
+    p90: float
+    rounds: int
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Time several callables in turns.
+
+    Parameters
+    ----------
+    candidates : mapping of name to callable
+        Each does the whole work once. The order within a round turns by one from round to round.
+    rounds, warmup : int
+        Measured and unmeasured rounds.
+    device : str
+        "cuda" waits for the device before and after each call.
+    """
+    names = list(candidates)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-warmup, rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            _wait(device)
+            start = time.perf_counter()
+            candidates[name]()
+            _wait(device)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _summary(values) for name, values in seconds.items()}
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _summary(values: Sequence[float]) -> Timing:
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return Timing(
+        median=statistics.median(ordered),
+        p10=ordered[round(0.1 * last)],
+        p90=ordered[round(0.9 * last)],
+        rounds=len(ordered),
+    )
+
+
+def machine() -> dict[str, Any]:
+    """Facts without which a number means nothing."""
+    facts: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": backends.threads(),
+        "torch_threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "platform": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyprune": pyprune.__version__,
+        "commit": _commit(),
+        "backends": {op: {"cpu": backends.choose(op, "cpu").backend} for op in backends.operations()},
+    }
+    if backends.unavailable("cpp") is None:
+        facts["build"] = dict(backends.extension().build_info())
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+@dataclass
+class Report:
+    """Collects cases, prints each as it comes and writes them at the end."""
+
+    name: str
+    write_file: bool = True
+
+    def __post_init__(self) -> None:
+        self.machine = machine()
+        self.cases: list[dict[str, Any]] = []
+        print(f"{self.name}: {self.machine['cpu']}, {self.machine['threads']} threads, torch {torch.__version__}")
+
+    def add(self, case: Mapping[str, Any], timings: Mapping[str, Timing], *, ours: str, **measured: Any) -> None:
+        """Record one case; every other candidate's time is also given as a multiple of `ours`.
+
+        Parameters
+        ----------
+        case : mapping
+            What was run: shape, dtype and so on.
+        measured
+            Anything beyond time, such as errors by candidate or operations for a rate.
+        """
+        base = timings[ours].median
+        line = {
+            **case,
+            "seconds": {name: asdict(timing) for name, timing in timings.items()},
+            "ours": ours,
+            "ratio": {name: timing.median / base for name, timing in timings.items() if name != ours},
+            **measured,
+        }
+        self.cases.append(line)
+        print("  " + " ".join(f"{key}={value}" for key, value in case.items()))
+        for name, timing in timings.items():
+            print(f"    {name:<34} {timing.median * 1e3:10.2f} ms   {timing.median / base:7.2f} x")
+        for key, value in measured.items():
+            print(f"    {key}: {_short(value)}")
+
+    def write(self) -> None:
+        """Write `results/<date>-<name>.json`, in place of an earlier one of the same day."""
+        if not self.write_file:
+            return
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{datetime.date.today().isoformat()}-{self.name}.json"
+        head = json.dumps({"name": self.name, "machine": self.machine})
+        body = ",\n".join(json.dumps(case) for case in self.cases)
+        path.write_text(f'{head[:-1]},\n"cases": [\n{body}\n]}}\n')
+        print(f"wrote {path.relative_to(RESULTS.parents[1])}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_short(inner)}" for key, inner in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def arguments(description: str, *, rounds: int) -> argparse.Namespace:
+    """Parse the flags all benchmarks share, and set the number of threads."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads for all candidates")
+    parser.add_argument("--quick", action="store_true", help="small shapes, one round: does it run at all?")
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.no_write = 1, True
+    if options.rounds < 1 or options.threads < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    torch.set_num_threads(options.threads)
+    os.environ["PYPRUNE_NUM_THREADS"] = str(options.threads)
+    if backends.unavailable("cpp") is not None:
+        print("note: no compiled extension, pyprune runs its slow reference", file=sys.stderr)
+    return options
+
+
+def activations(tokens: int, columns: int, *, seed: int = 0) -> torch.Tensor:
+    """Correlated features like a Transformer's: decaying spectrum, a mean, a few columns much larger.
+
+    Returns
+    -------
+    Tensor, shape (tokens, columns), float32
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator) / columns**0.5
+    spectrum = torch.arange(1, columns + 1, dtype=torch.float32).pow(-0.5)
+    x: torch.Tensor = (torch.randn(tokens, columns, generator=generator) * spectrum) @ mixing
+    x += 0.1 * torch.randn(tokens, columns, generator=generator) * spectrum.mean()
+    x += 0.2 * spectrum.mean() * torch.randn(columns, generator=generator)
+    loud = torch.randperm(columns, generator=generator)[: max(1, columns // 128)]
+    x[:, loud] *= 10.0
+    return x

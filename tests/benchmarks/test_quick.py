@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every benchmark runs: small shapes, one round, nothing written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in BENCHMARKS.glob("bench_*.py")))
+def test_quick(name: str) -> None:
+    results = set((BENCHMARKS / "results").iterdir())
+    command = [sys.executable, str(BENCHMARKS / name), "--quick", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "pyprune" in done.stdout
+    assert set((BENCHMARKS / "results").iterdir()) == results
