@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one file that knows pybind11. Tensors arrive as raw pointers; every size is checked before a kernel sees it,
+// the GIL is released around every kernel, and no exception crosses an OpenMP region.
+#include "common/dispatch.h"
+
+#if defined(PYPRUNE_HAS_CUDA)
+#include "cuda/device_info.h"
+#include "cuda/gram.h"
+#endif
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+namespace py = pybind11;
+
+namespace bound {
+
+using pyprune::ElementType;
+
+void require(bool condition, const char* what) {
+    if (!condition) throw std::invalid_argument(std::string("pyprune._C: ") + what);
+}
+
+template <class Element>
+Element* pointer(uintptr_t address, int64_t elements, const char* name) {
+    require(address != 0 || elements == 0, (std::string(name) + " is a null pointer").c_str());
+    return reinterpret_cast<Element*>(address);
+}
+
+// Product of two sizes, refused where it is negative or does not fit the address space.
+int64_t area(int64_t rows, int64_t columns) {
+    require(rows >= 0 && columns >= 0, "a size is negative");
+    require(columns == 0 || rows <= std::numeric_limits<int64_t>::max() / 16 / columns, "a size overflows");
+    return rows * columns;
+}
+
+ElementType element(int code) {
+    require(code >= 0 && code <= 3, "unknown element type");
+    return static_cast<ElementType>(code);
+}
+
+void check_threads(int threads) { require(threads >= 1 && threads <= 4096, "threads must be 1 to 4096"); }
+
+void check_groups(int64_t columns, int64_t keep, int64_t of) {
+    require(of >= 0 && keep >= 0 && keep <= of, "keep must be 0 to of");
+    require(of == 0 || columns % of == 0, "columns must be a multiple of the group");
+}
+
+void gram(uintptr_t out, uintptr_t x, int type, int64_t tokens, int64_t columns, int64_t stride, uintptr_t keep,
+          int threads) {
+    area(tokens, columns);
+    area(columns, columns);
+    require(stride >= 0, "a stride is negative");
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.gram(pointer<double>(out, columns, "out"), pointer<const void>(x, tokens * columns, "x"), element(type),
+             tokens, columns, stride, reinterpret_cast<const uint8_t*>(keep), threads);
+}
+
+void cross_gram(uintptr_t out, uintptr_t y, uintptr_t x, int type, int64_t tokens, int64_t targets, int64_t columns,
+                int64_t y_stride, int64_t x_stride, uintptr_t keep, int threads) {
+    const int64_t left = area(tokens, targets), right = area(tokens, columns), both = area(targets, columns);
+    require(y_stride >= 0 && x_stride >= 0, "a stride is negative");
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.cross_gram(pointer<double>(out, both, "out"), pointer<const void>(y, left, "y"),
+                   pointer<const void>(x, right, "x"), element(type), tokens, targets, columns, y_stride, x_stride,
+                   reinterpret_cast<const uint8_t*>(keep), threads);
+}
+
+void select(uintptr_t mask, uintptr_t scores, int type, int64_t rows, int64_t columns, int64_t count, int threads) {
+    const int64_t all = area(rows, columns);
+    require(type == 0 || type == 3, "scores must be float32 or float64");
+    require(count >= 0 && count <= columns, "count is out of range");
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.select(pointer<uint8_t>(mask, all, "mask"), pointer<const void>(scores, all, "scores"), element(type), rows,
+               columns, count, threads);
+}
+
+void nm(uintptr_t mask, uintptr_t scores, int type, int64_t groups, int64_t of, int64_t keep, int threads) {
+    const int64_t all = area(groups, of);
+    require(type == 0 || type == 3, "scores must be float32 or float64");
+    require(of >= 1, "a group needs at least one entry");
+    check_groups(of, keep, of);
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.nm(pointer<uint8_t>(mask, all, "mask"), pointer<const void>(scores, all, "scores"), element(type), groups, of,
+           keep, threads);
+}
+
+void masked_lstsq(uintptr_t solution, uintptr_t status, uintptr_t system, uintptr_t target, uintptr_t mask,
+                  uintptr_t inverse, uintptr_t dense, int64_t rows, int64_t columns, int threads) {
+    const int64_t all = area(rows, columns), square = area(columns, columns);
+    require((inverse == 0) == (dense == 0), "inverse and dense go together");
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.masked_lstsq(pointer<double>(solution, all, "solution"), pointer<int64_t>(status, rows, "status"),
+                     pointer<const double>(system, square, "system"), pointer<const double>(target, all, "target"),
+                     pointer<const uint8_t>(mask, all, "mask"), reinterpret_cast<const double*>(inverse),
+                     reinterpret_cast<const double*>(dense), rows, columns, threads);
+}
+
+void obs(uintptr_t pruned, uintptr_t order, uintptr_t loss, uintptr_t inverse, uintptr_t weight, uintptr_t count,
+         int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads) {
+    const int64_t all = area(rows, columns), square = area(columns, columns), trace = area(rows, steps);
+    require(steps <= columns, "more steps than columns");
+    check_groups(columns, keep, of);
+    check_threads(threads);
+    const int64_t* counts = pointer<const int64_t>(count, rows, "count");
+    for (int64_t row = 0; row < rows; ++row)
+        require(counts[row] >= 0 && counts[row] <= steps, "a row's count is out of range");
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.obs(pointer<double>(pruned, all, "pruned"), pointer<int64_t>(order, trace, "order"),
+            pointer<double>(loss, trace, "loss"), pointer<const double>(inverse, square, "inverse"),
+            pointer<const double>(weight, all, "weight"), counts, rows, columns, steps, keep, of, threads);
+}
+
+void sparsegpt(uintptr_t weight, uintptr_t mask, uintptr_t factor, uintptr_t prune, int64_t rows, int64_t columns,
+               int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads) {
+    const int64_t all = area(rows, columns), square = area(columns, columns);
+    require(block >= 1, "block must be positive");
+    check_groups(columns, keep, of);
+    require(of == 0 || block % of == 0, "block must be a multiple of the group");
+    check_threads(threads);
+    const int64_t blocks = (columns + block - 1) / block;
+    const int64_t* counts = pointer<const int64_t>(prune, blocks, "prune");
+    for (int64_t i = 0; i < blocks; ++i) {
+        const int64_t width = std::min(block, columns - i * block);
+        require(counts[i] >= 0 && counts[i] <= (per_row ? width : width * rows), "a block's count is out of range");
+    }
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.sparsegpt(pointer<double>(weight, all, "weight"), pointer<uint8_t>(mask, all, "mask"),
+                  pointer<const double>(factor, square, "factor"), counts, rows, columns, block, mask_given, per_row,
+                  keep, of, threads);
+}
+
+#if defined(PYPRUNE_HAS_CUDA)
+void gram_cuda(uintptr_t out, uintptr_t x, int type, int64_t tokens, int64_t columns, int64_t stride, uintptr_t keep,
+               uintptr_t stream) {
+    const int64_t all = area(tokens, columns), square = area(columns, columns);
+    require(stride >= 0, "a stride is negative");
+    require(type >= 0 && type <= 2, "x must be float32, bfloat16 or float16");
+    py::gil_scoped_release release;
+    pyprune::cuda::gram(pointer<double>(out, square, "out"), pointer<const void>(x, all, "x"), element(type), tokens,
+                        columns, stride, reinterpret_cast<const uint8_t*>(keep), reinterpret_cast<void*>(stream));
+}
+#endif
+
+// What was built, and what it would use here. Never throws, so that it can explain a broken set-up.
+py::dict build_info() {
+    py::dict info;
+    info["compiler"] = PYPRUNE_COMPILER;
+    info["build_type"] = PYPRUNE_BUILD_TYPE;
+    info["openmp"] = static_cast<int>(_OPENMP);
+    info["isas"] = pyprune::available_isas();
+    try {
+        info["isa"] = pyprune::kernels().isa;
+    } catch (const std::exception& error) {
+        info["isa"] = py::none();
+        info["isa_error"] = error.what();
+    }
+#if defined(PYPRUNE_HAS_CUDA)
+    info["cuda"] = true;
+    info["cuda_archs"] = PYPRUNE_CUDA_ARCHS;
+    info["cuda_runtime"] = pyprune::cuda::runtime_version();
+    info["cuda_devices"] = pyprune::cuda::device_count();
+#else
+    info["cuda"] = false;
+#endif
+    return info;
+}
+
+}  // namespace bound
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "Compiled kernels of pyprune. Internal: raw pointers in, nothing checked but sizes; use pyprune.ops.";
+    module.def("gram", &bound::gram);
+    module.def("cross_gram", &bound::cross_gram);
+    module.def("select", &bound::select);
+    module.def("nm", &bound::nm);
+    module.def("masked_lstsq", &bound::masked_lstsq);
+    module.def("obs", &bound::obs);
+    module.def("sparsegpt", &bound::sparsegpt);
+#if defined(PYPRUNE_HAS_CUDA)
+    module.def("gram_cuda", &bound::gram_cuda);
+#endif
+    module.def("build_info", &bound::build_info);
+}

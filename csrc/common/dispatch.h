@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// Choice of instruction set at run time: once per process, overridable by PYPRUNE_CPU_ISA.
+#pragma once
+
+#include "element_type.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#define PYPRUNE_ISA baseline
+#include "../cpu/kernels.h"
+#undef PYPRUNE_ISA
+
+namespace pyprune {
+
+struct Kernels {
+    const char* isa;
+    decltype(&baseline::gram) gram;
+    decltype(&baseline::cross_gram) cross_gram;
+    decltype(&baseline::select) select;
+    decltype(&baseline::nm) nm;
+    decltype(&baseline::masked_lstsq) masked_lstsq;
+    decltype(&baseline::obs) obs;
+    decltype(&baseline::sparsegpt) sparsegpt;
+};
+
+// The kernels of the best instruction set this machine has, or of the one PYPRUNE_CPU_ISA names.
+// Throws std::runtime_error when that one is unknown, not built, or not supported here.
+const Kernels& kernels();
+
+// Instruction sets that were built and that this processor supports, best first.
+std::vector<std::string> available_isas();
+
+}  // namespace pyprune

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of the widest registers of the instruction set a file is compiled for.
+//
+// Every file under csrc/cpu is compiled once per instruction set, with PYPRUNE_ISA naming the namespace
+// (baseline, avx2, avx512). GCC/Clang vector extensions keep the source the same for all of them, NEON
+// included; the compiler contracts a * b + c into fused multiply-adds where they exist.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifndef PYPRUNE_ISA
+#error "compile with -DPYPRUNE_ISA=baseline|avx2|avx512"
+#endif
+
+namespace pyprune {
+namespace PYPRUNE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kTileRows = 8;     // rows of accumulators in the micro-kernel: 8 x 3 of 32 registers
+constexpr int kTileVectors = 3;  // vectors per accumulator row
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kTileRows = 4;     // 4 x 3 of 16 registers
+constexpr int kTileVectors = 3;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kTileRows = 4;     // 4 x 4 of 32 registers
+constexpr int kTileVectors = 4;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kTileRows = 2;     // 2 x 4 of 16 registers
+constexpr int kTileVectors = 4;
+#endif
+
+template <class Real>
+struct Simd {
+    static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(Real));
+    typedef Real Vector __attribute__((vector_size(kVectorBytes)));
+
+    static inline Vector load(const Real* source) {
+        Vector value;
+        std::memcpy(&value, source, sizeof(value));  // unaligned load
+        return value;
+    }
+    static inline void store(Real* target, Vector value) { std::memcpy(target, &value, sizeof(value)); }
+    static inline Vector broadcast(Real value) { return value - Vector{}; }
+};
+
+}  // namespace PYPRUNE_ISA
+}  // namespace pyprune

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// cross_gram: out += Σ_t keep_t · y_t x_tᵀ               out [m, k] float64, y [n, m], x [n, k]
+//
+// Algorithm: as gram.cpp, with two sets of panels and all tiles. Same precision and determinism.
+// FLOPs: 2 n m k. Memory: x and y read once, panels written and re-read from cache, out touched n/256 times.
+#include "../common/element_type.h"
+#include "../common/token_panels.h"
+
+#include "kernels.h"
+
+namespace pyprune {
+namespace PYPRUNE_ISA {
+namespace {
+
+template <class Element>
+void cross_gram_of(double* out, const Element* y, const Element* x, int64_t tokens, int64_t targets,
+                   int64_t columns, int64_t y_stride, int64_t x_stride, const uint8_t* keep, int threads) {
+    using Real = typename Arithmetic<Element>::Real;
+    constexpr int64_t width = kPanel<Real>;
+    const int64_t left = panels(targets, width), right = panels(columns, width);
+    const int64_t depth = std::min(tokens, kChunk);
+    Buffer<Real> packed(static_cast<size_t>((left + right) * depth * width));
+    Buffer<int64_t> rows(static_cast<size_t>(depth));
+    Real* packed_y = packed.data();
+    Real* packed_x = packed.data() + left * depth * width;
+    for (int64_t next = 0; next < tokens;) {
+        const int64_t used = next_chunk(rows.data(), next, tokens, keep);
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for schedule(static)
+            for (int64_t p = 0; p < left + right; ++p) {
+                const int64_t first = (p < left ? p : p - left) * width;
+                if (p < left)
+                    pack_tokens(packed_y + p * depth * width, y, y_stride, rows.data(), used, first,
+                                std::min(width, targets - first));
+                else
+                    pack_tokens(packed_x + (p - left) * depth * width, x, x_stride, rows.data(), used, first,
+                                std::min(width, columns - first));
+            }
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < left; ++i)
+                for (int64_t j = 0; j < right; ++j)
+                    chained_product<Real>(out + i * width * columns + j * width, columns,
+                                          packed_y + i * depth * width, packed_x + j * depth * width, used,
+                                          std::min(width, targets - i * width),
+                                          std::min(width, columns - j * width), nullptr);
+        }
+    }
+}
+
+}  // namespace
+
+void cross_gram(double* out, const void* y, const void* x, ElementType type, int64_t tokens, int64_t targets,
+                int64_t columns, int64_t y_stride, int64_t x_stride, const uint8_t* keep, int threads) {
+    switch (type) {
+        case ElementType::float32:
+            return cross_gram_of(out, static_cast<const float*>(y), static_cast<const float*>(x), tokens,
+                                 targets, columns, y_stride, x_stride, keep, threads);
+        case ElementType::bfloat16:
+            return cross_gram_of(out, static_cast<const BFloat16*>(y), static_cast<const BFloat16*>(x), tokens,
+                                 targets, columns, y_stride, x_stride, keep, threads);
+        case ElementType::float16:
+            return cross_gram_of(out, static_cast<const Float16*>(y), static_cast<const Float16*>(x), tokens,
+                                 targets, columns, y_stride, x_stride, keep, threads);
+        case ElementType::float64:
+            return cross_gram_of(out, static_cast<const double*>(y), static_cast<const double*>(x), tokens,
+                                 targets, columns, y_stride, x_stride, keep, threads);
+    }
+}
+
+}  // namespace PYPRUNE_ISA
+}  // namespace pyprune

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU kernels, declared once per instruction set (define PYPRUNE_ISA, include, undefine).
+// Contracts are in the header comments of the files of the same names. All matrices are row-major;
+// strides count elements; `threads` >= 1. No include guard on purpose.
+
+namespace pyprune {
+namespace PYPRUNE_ISA {
+
+void gram(double* out, const void* x, ElementType type, int64_t tokens, int64_t columns, int64_t stride,
+          const uint8_t* keep, int threads);
+
+void cross_gram(double* out, const void* y, const void* x, ElementType type, int64_t tokens, int64_t targets,
+                int64_t columns, int64_t y_stride, int64_t x_stride, const uint8_t* keep, int threads);
+
+void select(uint8_t* mask, const void* scores, ElementType type, int64_t rows, int64_t columns, int64_t count,
+            int threads);
+
+void nm(uint8_t* mask, const void* scores, ElementType type, int64_t groups, int64_t of, int64_t keep,
+        int threads);
+
+void masked_lstsq(double* solution, int64_t* status, const double* system, const double* target,
+                  const uint8_t* mask, const double* inverse, const double* dense, int64_t rows,
+                  int64_t columns, int threads);
+
+void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
+         const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of,
+         int threads);
+
+void sparsegpt(double* weight, uint8_t* mask, const double* factor, const int64_t* prune, int64_t rows,
+               int64_t columns, int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of,
+               int threads);
+
+}  // namespace PYPRUNE_ISA
+}  // namespace pyprune

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pyprune: prune Transformer language models, fast and accurately.
+
+>>> import torch, pyprune
+>>> x = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
+>>> w = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
+>>> problem = pyprune.LayerProblem(w, pyprune.ops.gram(x) / len(x))
+>>> solution = pyprune.solve(problem, pyprune.Unstructured(0.5), solver="obs")
+>>> int((solution.weight == 0).sum())
+32
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch  # noqa: F401  (before the compiled extension, so that both share torch's OpenMP runtime)
+
+
+
+from pyprune import ops, solvers
+from pyprune.errors import BackendError, InputError, NumericsError, PypruneError
+from pyprune.patterns import NM, Unstructured
+from pyprune.solvers import LayerProblem, LayerSolution, solve
+from pyprune.version import __version__
+
+if TYPE_CHECKING:
+    from pyprune.methods import prune
+    from pyprune.result import PruneResult, load
+
+# Whole-model names need transformers; they are imported when first used, so that the solver alone stays light.
+_LAZY = {"prune": "pyprune.methods", "load": "pyprune.result", "PruneResult": "pyprune.result"}
+
+__all__ = [
+    "NM",
+    "BackendError",
+    "InputError",
+    "LayerProblem",
+    "LayerSolution",
+    "NumericsError",
+    "PruneResult",
+    "PypruneError",
+    "Unstructured",
+    "__version__",
+    "load",
+    "ops",
+    "prune",
+    "solve",
+    "solvers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'pyprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_LAZY))

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of backends as data.
+
+Every op registers its implementations here (:func:`implements`). Dispatch, ``pyprune info``, test skips and
+error messages all read this one table, so they cannot disagree.
+
+Order of preference: ``cuda`` (compiled), ``triton``, ``cpp`` (compiled), ``reference`` (torch, float64).
+``PYPRUNE_BACKEND`` forces one; forcing one that is not available is an error that says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+
+from pyprune.errors import BackendError
+
+ORDER = ("cuda", "triton", "cpp", "reference")
+DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",), "reference": ("cpu", "cuda")}
+FORCE = "PYPRUNE_BACKEND"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_TABLE: dict[str, dict[str, Callable[..., Any]]] = {}
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A backend that will not be used, and why."""
+
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The implementation that serves an op on a device."""
+
+    backend: str
+    function: Callable[..., Any]
+    rejected: tuple[Rejected, ...]
+
+
+def implements(op: str, backend: str) -> Callable[[Function], Function]:
+    """Enter a function into the table as the implementation of ``op`` by ``backend``."""
+    if backend not in ORDER:
+        raise ValueError(f"backend must be one of {ORDER}, got {backend!r}")
+
+    def enter(function: Function) -> Function:
+        _TABLE.setdefault(op, {})[backend] = function
+        return function
+
+    return enter
+
+
+@functools.cache
+def _load_extension() -> tuple[ModuleType | None, str]:
+    # torch first: its OpenMP runtime then serves the extension too (one thread pool, not two).
+    try:
+        return importlib.import_module("pyprune._C"), ""
+    except ImportError as error:
+        reason = f"the compiled extension pyprune._C could not be imported ({error})"
+    warnings.warn(
+        f"pyprune: {reason}; every op falls back to the slow torch reference. "
+        "Reinstall with a C++17 compiler at hand: pip install --force-reinstall .",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return None, reason
+
+
+def extension() -> ModuleType:
+    """The compiled module ``pyprune._C``.
+
+    Raises
+    ------
+    BackendError
+        It is not installed or does not load; the message holds the first cause.
+    """
+    module, reason = _load_extension()
+    if module is None:
+        raise BackendError("the compiled extension is needed", seen=reason, hint="pip install . with a compiler")
+    return module
+
+
+@functools.cache
+def unavailable(backend: str) -> str | None:
+    """Why a backend cannot run in this process, or None when it can."""
+    if backend == "reference":
+        return None
+    module, reason = _load_extension()
+    if backend == "cpp":
+        return None if module is not None else reason
+    if backend == "cuda":
+        if module is None:
+            return reason
+        if not module.build_info()["cuda"]:
+            return "pyprune was built without CUDA (no nvcc was found, or PYPRUNE_CUDA=OFF)"
+        return None if torch.cuda.is_available() else "torch sees no CUDA device"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return None if torch.cuda.is_available() else "torch sees no CUDA device for triton"
+
+
+def choose(op: str, device: str) -> Choice:
+    """The implementation of ``op`` for tensors on ``device`` ("cpu" or "cuda").
+
+    Raises
+    ------
+    BackendError
+        ``PYPRUNE_BACKEND`` names an unknown backend, or one that cannot serve this op here.
+    """
+    return _choose(op, device, os.environ.get(FORCE, ""))
+
+
+@functools.cache
+def _choose(op: str, device: str, forced: str) -> Choice:
+    if forced and forced not in ORDER:
+        raise BackendError(f"{FORCE}={forced!r} is not a backend", hint=f"one of {', '.join(ORDER)}, or unset it")
+    entries = _TABLE[op]
+    rejected: list[Rejected] = []
+    chosen: str | None = None
+    for backend in ORDER:
+        reason = _why_not(entries, backend, device)
+        if reason is None and forced and backend != forced:
+            reason = f"{FORCE}={forced} was asked for"
+        if reason is None and chosen is not None:
+            reason = f"{chosen} comes first"
+        if reason is None:
+            chosen = backend
+        else:
+            rejected.append(Rejected(backend, reason))
+    if chosen is None:
+        seen = {entry.backend: entry.reason for entry in rejected}
+        raise BackendError(
+            f"no backend can run {op} on {device}",
+            asked=f"{FORCE}={forced}" if forced else f"any of {', '.join(ORDER)}",
+            seen=seen.get(forced) or "; ".join(f"{key}: {value}" for key, value in seen.items()),
+            hint=f"unset {FORCE}, or see `pyprune info`" if forced else "see `pyprune info`",
+        )
+    return Choice(chosen, entries[chosen], tuple(rejected))
+
+
+def _why_not(entries: dict[str, Callable[..., Any]], backend: str, device: str) -> str | None:
+    if device not in DEVICES[backend]:
+        return f"runs on {'/'.join(DEVICES[backend])} tensors, not on {device}"
+    if backend not in entries:
+        return "this op has no kernel there yet"
+    return unavailable(backend)
+
+
+def threads() -> int:
+    """CPU threads a kernel may use: ``PYPRUNE_NUM_THREADS``, else torch's setting."""
+    text = os.environ.get("PYPRUNE_NUM_THREADS", "")
+    if not text:
+        return torch.get_num_threads()
+    if not text.isdigit() or int(text) < 1:
+        raise BackendError(f"PYPRUNE_NUM_THREADS={text!r} is not a positive whole number")
+    return int(text)
+
+
+def operations() -> tuple[str, ...]:
+    """Names of all registered ops."""
+    importlib.import_module("pyprune.ops")
+    return tuple(sorted(_TABLE))
+
+
+def describe() -> dict[str, Any]:
+    """Everything ``pyprune info`` shows: versions, what was built, what each op uses and why not the rest."""
+    from pyprune import __version__
+
+    module, reason = _load_extension()
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return {
+        "pyprune": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "executable": sys.executable,
+        "torch": torch.__version__,
+        "packages": {name: _version(name) for name in ("numpy", "transformers", "safetensors", "triton", "datasets")},
+        "extension": module.build_info() if module is not None else {"missing": reason},
+        "threads": threads(),
+        "openmp_runtimes": _openmp_runtimes(),
+        "cuda_devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "environment": {
+            name: os.environ[name]
+            for name in (FORCE, "PYPRUNE_CPU_ISA", "PYPRUNE_NUM_THREADS", "TRITON_INTERPRET")
+            if name in os.environ
+        },
+        "ops": {op: {device: _describe_choice(op, device) for device in devices} for op in operations()},
+    }
+
+
+def _describe_choice(op: str, device: str) -> dict[str, Any]:
+    try:
+        choice = choose(op, device)
+    except BackendError as error:
+        return {"chosen": None, "error": str(error), "rejected": []}
+    return {"chosen": choice.backend, "rejected": [vars(entry) for entry in choice.rejected]}
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _openmp_runtimes() -> list[str]:
+    # Two OpenMP runtimes in one process oversubscribe the cores; this makes it visible.
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            paths = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line or "libiomp" in line}
+    except OSError:
+        return []
+    return sorted(paths)

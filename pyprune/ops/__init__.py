@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one door to kernels: one file per op with contract, float64 reference, registration and fake kernel.
+
+The device of the tensors decides the kernel (see :mod:`pyprune.backends`); a caller never asks.
+"""
+
+from pyprune.ops.cross_gram import cross_gram
+from pyprune.ops.gram import gram
+from pyprune.ops.masked_lstsq import masked_lstsq
+from pyprune.ops.nm import nm
+from pyprune.ops.obs import obs
+from pyprune.ops.select import select
+from pyprune.ops.sparsegpt import sparsegpt
+
+__all__ = ["cross_gram", "gram", "masked_lstsq", "nm", "obs", "select", "sparsegpt"]

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registration of ops under ``torch.ops.pyprune`` and the checks they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyprune import backends
+from pyprune.errors import InputError
+
+_LIBRARY = torch.library.Library("pyprune", "DEF")
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# The numbers of csrc/common/element_type.h.
+ELEMENT_TYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+
+def register(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Define ``pyprune::<name>``; the device of the call picks the implementation from the table of backends.
+
+    Returns the callable op. ``schema`` is torch's operator schema, ``fake`` gives output shapes and dtypes to
+    ``torch.compile`` without touching data.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key, device in (("CPU", "cpu"), ("CUDA", "cuda")):
+
+        def kernel(*args: Any, _device: str = device) -> Any:
+            return backends.choose(name, _device).function(*args)
+
+        _LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(f"pyprune::{name}", fake, lib=_LIBRARY)
+    op: Callable[..., Any] = getattr(torch.ops.pyprune, name).default
+    return op
+
+
+def check_float(op: str, **tensors: Tensor) -> None:
+    """Raise :class:`InputError` for anything that is not a floating-point tensor a kernel knows."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{op}: {name} must be a torch tensor", seen=type(tensor).__name__)
+        if tensor.dtype not in FLOATS:
+            raise InputError(
+                f"{op}: {name} has dtype {tensor.dtype}", hint="float32, float64, bfloat16 or float16"
+            )
+
+
+def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise :class:`InputError` where a tensor's shape is not the expected one."""
+    if tuple(tensor.shape) != expected:
+        raise InputError(f"{op}: {name} has the wrong shape", asked=str(list(expected)), seen=str(list(tensor.shape)))
+
+
+def check_same_device(op: str, *tensors: Tensor | None) -> None:
+    """Raise :class:`InputError` where tensors lie on different devices."""
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        raise InputError(f"{op}: tensors lie on different devices", seen=", ".join(sorted(map(str, devices))))
+
+
+def flatten_tokens(op: str, name: str, tensor: Tensor) -> Tensor:
+    """View ``[..., features]`` as ``[tokens, features]`` with contiguous rows."""
+    if tensor.dim() < 1:
+        raise InputError(f"{op}: {name} needs at least one dimension", seen="a scalar")
+    flat = tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() != 2 else tensor
+    return flat if flat.stride(1) == 1 or flat.shape[1] <= 1 else flat.contiguous()
+
+
+def flatten_keep(op: str, keep: Tensor | None, leading: torch.Size) -> Tensor | None:
+    """Check the padding mask against the leading shape and flatten it to contiguous bool ``[tokens]``."""
+    if keep is None:
+        return None
+    if tuple(keep.shape) != tuple(leading):
+        raise InputError(f"{op}: keep does not match the tokens", asked=str(list(leading)), seen=str(list(keep.shape)))
+    if keep.dtype != torch.bool:
+        if keep.dtype.is_floating_point or not bool(((keep == 0) | (keep == 1)).all()):
+            raise InputError(
+                f"{op}: keep must be bool, or whole numbers 0 and 1",
+                seen=str(keep.dtype),
+                hint="pass the tokenizer's attention_mask, not the extended (additive) one",
+            )
+        keep = keep.bool()
+    return keep.reshape(-1).contiguous()
+
+
+def reject_autograd(op: str, *tensors: Tensor | None) -> None:
+    """Raise where a gradient would be lost in silence."""
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        raise InputError(f"{op} has no gradient", hint="call it under torch.no_grad(), or detach its inputs")

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Row-wise masked least squares with a ridge centred on an anchor."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyprune import backends
+from pyprune.errors import InputError, NumericsError
+from pyprune.ops import library
+
+# Above this condition number the complement's detour through the full inverse could cost visible digits.
+_COMPLEMENT_CONDITION = 1e10
+
+
+def masked_lstsq(
+    gram: Tensor,  # [k, k]
+    rhs: Tensor,  # [rows, k]
+    mask: Tensor,  # [rows, k] bool, True = keep
+    *,
+    anchor: Tensor | None = None,  # [rows, k]
+    damp: float = 0.0,
+) -> Tensor:  # [rows, k]
+    """Solve ``min_w  w G wᵀ − 2 w cᵀ + λ‖w − a‖²`` for each row, over ``w`` with zeros where the mask is False.
+
+    On the support ``S`` of a row this is ``(G_SS + λI) w_S = c_S + λ a_S``; everything else is exactly zero.
+
+    Parameters
+    ----------
+    gram : Tensor, shape (k, k)
+        Symmetric positive semi-definite, shared by all rows.
+    rhs : Tensor, shape (rows, k)
+        ``c``, the cross moment of each row.
+    mask : Tensor of bool, shape (rows, k)
+        ``True`` = the weight may be non-zero.
+    anchor : Tensor, shape (rows, k), optional
+        ``a``, the point the ridge pulls towards (the dense weight); zero without it.
+    damp : float
+        Ridge relative to the mean diagonal: ``λ = damp · mean(diag gram)``.
+
+    Returns
+    -------
+    Tensor, shape (rows, k)
+        In the dtype of ``rhs``; solved in float64 whatever the input.
+
+    Raises
+    ------
+    InputError
+        Shapes, dtypes or ``damp`` do not fit.
+    NumericsError
+        An input is not finite, or a restricted system is singular (raise ``damp``).
+
+    Notes
+    -----
+    Exact, by Cholesky: on the support, or through the inverse of the whole system on the complement
+    (``w = w̄ − A[:,P] A_PP⁻¹ w̄_P`` with ``A = (G + λI)⁻¹``, ``w̄`` the dense solution), whichever is smaller.
+
+    Examples
+    --------
+    >>> gram = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    >>> masked_lstsq(gram, torch.tensor([[3.0, 3.0]]), torch.tensor([[True, False]]))
+    tensor([[1.5000, 0.0000]])
+    """
+    _check(gram, rhs, mask, anchor, damp)
+    ridge = damp * float(gram.diagonal().double().mean()) if gram.numel() else 0.0
+    system = gram.double() + ridge * torch.eye(gram.shape[0], dtype=torch.float64, device=gram.device)
+    target = rhs.double()
+    if anchor is not None:
+        target = target + ridge * anchor.double()
+    solution, status = _masked_lstsq(system.contiguous(), target.contiguous(), mask.contiguous())
+    failed = int((status != 0).sum())
+    if failed:
+        row = int(torch.nonzero(status)[0])
+        raise NumericsError(
+            f"masked_lstsq: the restricted system of row {row} is singular ({failed} of {len(status)} rows)",
+            asked=f"damp={damp:g} on a gram [{gram.shape[0]}, {gram.shape[0]}], support of {int(mask[row].sum())}",
+            seen=f"Cholesky stopped at pivot {int(status[row]) - 1} of the support",
+            hint="a larger damp (for example 1e-4), or more calibration tokens than input features",
+        )
+    return torch.as_tensor(solution).to(rhs.dtype)
+
+
+def _check(gram: Tensor, rhs: Tensor, mask: Tensor, anchor: Tensor | None, damp: float) -> None:
+    library.check_float("masked_lstsq", gram=gram, rhs=rhs)
+    if gram.dim() != 2 or rhs.dim() != 2 or gram.shape[0] != gram.shape[1] or rhs.shape[1] != gram.shape[0]:
+        raise InputError(
+            "masked_lstsq: shapes do not fit",
+            asked="gram [k, k] and rhs [rows, k]",
+            seen=f"gram {list(gram.shape)}, rhs {list(rhs.shape)}",
+        )
+    library.check_shape("masked_lstsq", "mask", mask, tuple(rhs.shape))
+    if mask.dtype != torch.bool:
+        raise InputError("masked_lstsq: mask must be bool (True = keep)", seen=str(mask.dtype))
+    if not (math.isfinite(damp) and damp >= 0):
+        raise InputError("masked_lstsq: damp must be finite and not negative", seen=str(damp))
+    if anchor is not None:
+        library.check_float("masked_lstsq", anchor=anchor)
+        library.check_shape("masked_lstsq", "anchor", anchor, tuple(rhs.shape))
+    library.check_same_device("masked_lstsq", gram, rhs, mask, anchor)
+    library.reject_autograd("masked_lstsq", gram, rhs, anchor)
+    for name, tensor in (("gram", gram), ("rhs", rhs), ("anchor", anchor)):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise NumericsError(f"masked_lstsq: {name} holds NaN or inf", hint="check the calibration statistics")
+
+
+@backends.implements("masked_lstsq", "reference")
+def masked_lstsq_reference(system: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Gather the support of each row and solve; ``status`` is 1 + the failing pivot, or 0."""
+    solution = torch.zeros_like(target)
+    status = torch.zeros(len(target), dtype=torch.int64, device=target.device)
+    for row, keep in enumerate(mask):
+        support = torch.nonzero(keep)[:, 0]
+        factor, info = torch.linalg.cholesky_ex(system[support][:, support])
+        status[row] = info
+        if info == 0 and len(support):
+            solution[row, support] = torch.cholesky_solve(target[row, support, None], factor)[:, 0]
+    return solution, status
+
+
+@backends.implements("masked_lstsq", "cpp")
+def _masked_lstsq_cpp(system: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    rows, features = target.shape
+    solution = torch.empty_like(target)
+    status = torch.empty(rows, dtype=torch.int64)
+    inverse, dense = _dense_solution(system, target, mask)
+    backends.extension().masked_lstsq(
+        solution.data_ptr(),
+        status.data_ptr(),
+        system.data_ptr(),
+        target.data_ptr(),
+        mask.data_ptr(),
+        0 if inverse is None else inverse.data_ptr(),
+        0 if dense is None else dense.data_ptr(),
+        rows,
+        features,
+        backends.threads(),
+    )
+    return solution, status
+
+
+def _dense_solution(system: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    # The shared inverse costs about k³; it pays when the rows save more than that in Cholesky work.
+    features = system.shape[0]
+    kept = mask.sum(dim=1).double()
+    saved = (kept**3 - (features - kept) ** 3).clamp(min=0).sum() / 3
+    if float(saved) <= float(features) ** 3:
+        return None, None
+    factor, info = torch.linalg.cholesky_ex(system)
+    pivots = factor.diagonal() ** 2
+    if int(info) != 0 or float(pivots.max()) > _COMPLEMENT_CONDITION * float(pivots.min()):
+        return None, None
+    inverse = torch.cholesky_inverse(factor)
+    return inverse.contiguous(), torch.cholesky_solve(target.T, factor).T.contiguous()
+
+
+_masked_lstsq = library.register(
+    "masked_lstsq(Tensor system, Tensor target, Tensor mask) -> (Tensor, Tensor)",
+    fake=lambda system, target, mask: (
+        torch.empty_like(target),
+        target.new_empty(target.shape[0], dtype=torch.int64),
+    ),
+)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact greedy Optimal Brain Surgeon, one weight at a time, all rows at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyprune import backends
+from pyprune.errors import InputError, NumericsError
+from pyprune.ops import library
+
+
+def obs(
+    inverse: Tensor,  # [k, k]
+    weight: Tensor,  # [rows, k]
+    count: int | Tensor,  # or int64 [rows]
+    *,
+    keep: int = 0,
+    of: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:  # weight [rows, k], order [rows, steps], loss [rows, steps]
+    """Remove ``count`` weights from each row, always the one whose loss is least, updating the others.
+
+    With ``A = H⁻¹`` of the weights still there, one step removes ``p = argmin w_p² / A_pp`` at a loss of
+    ``w_p² / A_pp`` and moves the rest by ``−A[:,p] w_p / A_pp`` (Hassibi & Stork 1993; ExactOBS, Frantar et al.
+    2022, eq. 3; AKR, arXiv 2310.13191, Algorithm 2). Ties go to the lower index.
+
+    Parameters
+    ----------
+    inverse : Tensor, shape (k, k)
+        Inverse of the damped gram, symmetric positive definite, shared by the rows. Used in float64.
+    weight : Tensor, shape (rows, k)
+        Where to start: the dense weight, or the rectified one.
+    count : int or Tensor of int64, shape (rows,)
+        How many weights each row loses.
+    keep, of : int
+        With ``of > 0`` a weight may go only while its group of ``of`` consecutive ones holds more than ``keep``.
+
+    Returns
+    -------
+    weight : Tensor, shape (rows, k), float64
+        Exactly zero where removed; elsewhere the least-squares fit restricted to what is left.
+    order : Tensor of int64, shape (rows, steps)
+        The removed columns in order, -1 after a row's last step; ``steps`` is the largest count.
+    loss : Tensor, shape (rows, steps), float64
+        Increase of ``(w − w₀) H (w − w₀)ᵀ`` at each step, 0 after a row's last one.
+
+    Raises
+    ------
+    InputError
+        Shapes or counts do not fit.
+    NumericsError
+        Inputs are not finite, or the inverse is not positive definite.
+
+    Examples
+    --------
+    >>> pruned, order, loss = obs(torch.eye(3), torch.tensor([[3.0, 1.0, 2.0]]), 2)
+    >>> order
+    tensor([[1, 2]])
+    """
+    counts = _check(inverse, weight, count, keep, of)
+    steps = int(counts.max()) if counts.numel() else 0
+    pruned, order, loss = _obs(
+        inverse.double().contiguous(), weight.double().contiguous(), counts, steps, keep, of
+    )
+    if bool(torch.isnan(loss).any()):
+        row = int(torch.nonzero(torch.isnan(loss).any(dim=1))[0])
+        raise NumericsError(
+            f"obs: row {row} ran out of weights with a positive pivot",
+            seen="the inverse is not positive definite to working precision",
+            hint="more damping when the gram is inverted",
+        )
+    return pruned, order, loss
+
+
+def _check(inverse: Tensor, weight: Tensor, count: int | Tensor, keep: int, of: int) -> Tensor:
+    library.check_float("obs", inverse=inverse, weight=weight)
+    if weight.dim() != 2 or tuple(inverse.shape) != (weight.shape[1], weight.shape[1]):
+        raise InputError(
+            "obs: shapes do not fit",
+            asked="inverse [k, k] and weight [rows, k]",
+            seen=f"inverse {list(inverse.shape)}, weight {list(weight.shape)}",
+        )
+    library.check_same_device("obs", inverse, weight)
+    library.reject_autograd("obs", inverse, weight)
+    rows, features = weight.shape
+    counts = torch.as_tensor(count, dtype=torch.int64, device=weight.device).expand(rows).contiguous()
+    if of < 0 or (of and (features % of or not 0 <= keep <= of)):
+        raise InputError("obs: the groups do not fit", asked=f"keep {keep} of {of}", seen=f"{features} columns")
+    most = features // of * (of - keep) if of else features
+    if rows and (int(counts.min()) < 0 or int(counts.max()) > most):
+        raise InputError(
+            "obs: count is out of range",
+            asked=f"{int(counts.min())} to {int(counts.max())} a row",
+            seen=f"0 to {most} are possible",
+        )
+    for name, tensor in (("inverse", inverse), ("weight", weight)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise NumericsError(f"obs: {name} holds NaN or inf", hint="check the weights and statistics")
+    return counts
+
+
+@backends.implements("obs", "reference")
+def obs_reference(
+    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rank-1 updates of one explicit inverse per row."""
+    weight = weight.clone()
+    order = torch.full((len(weight), steps), -1, dtype=torch.int64, device=weight.device)
+    loss = torch.zeros(len(weight), steps, dtype=torch.float64, device=weight.device)
+    for row, w in enumerate(weight):
+        a, live = inverse.clone(), torch.ones_like(w, dtype=torch.bool)
+        for step in range(int(count[row])):
+            open_ = live & (a.diagonal() > 0)
+            if of:
+                open_ &= (live.reshape(-1, of).sum(dim=1) > keep).repeat_interleave(of)
+            scores = torch.where(open_, w**2 / a.diagonal(), torch.inf)
+            p = int(scores.argmin())
+            if not bool(open_[p]):
+                loss[row, step:] = torch.nan
+                break
+            order[row, step], loss[row, step] = p, scores[p]
+            column = a[:, p].clone()
+            w -= column * (w[p] / column[p])
+            a -= torch.outer(column, column / column[p])
+            live[p] = False
+            w[~live] = 0.0
+    return weight, order, loss
+
+
+@backends.implements("obs", "cpp")
+def _obs_cpp(
+    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, features = weight.shape
+    pruned = torch.empty_like(weight)
+    order = torch.empty(rows, steps, dtype=torch.int64)
+    loss = torch.empty(rows, steps, dtype=torch.float64)
+    backends.extension().obs(
+        pruned.data_ptr(),
+        order.data_ptr(),
+        loss.data_ptr(),
+        inverse.data_ptr(),
+        weight.data_ptr(),
+        count.data_ptr(),
+        rows,
+        features,
+        steps,
+        keep,
+        of,
+        backends.threads(),
+    )
+    return pruned, order, loss
+
+
+_obs = library.register(
+    "obs(Tensor inverse, Tensor weight, Tensor count, int steps, int keep, int of) -> (Tensor, Tensor, Tensor)",
+    fake=lambda inverse, weight, count, steps, keep, of: (
+        torch.empty_like(weight),
+        weight.new_empty((weight.shape[0], steps), dtype=torch.int64),
+        weight.new_empty((weight.shape[0], steps)),
+    ),
+)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a mask may look like: how many weights stay, and where they may lie.
+
+A pattern counts (:meth:`kept`), chooses (:meth:`select`) and checks (:meth:`holds`). ``True`` in a mask
+means *kept*; ``sparsity`` is the fraction of zeros. Counts are exact and decided in :func:`kept_count`
+alone; ties are broken by position, the earlier weight being kept.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pyprune import ops
+from pyprune.errors import InputError
+
+Scope = Literal["row", "layer"]
+
+
+def kept_count(numel: int, sparsity: float) -> int:
+    """Round-half-up of ``numel * (1 - sparsity)``.
+
+    The sparsity is read as the decimal a person wrote (0.7 is 7/10, not its binary neighbour), so that
+    ``kept_count(10, 0.7) == 3`` whatever the platform.
+
+    Parameters
+    ----------
+    numel : int
+        Number of candidate weights, at least 0.
+    sparsity : float
+        Fraction of zeros in [0, 1].
+    """
+    exact = numel * (1 - Fraction(repr(float(sparsity))))
+    return math.floor(exact + Fraction(1, 2))
+
+
+def _check_matrix(rows: int, cols: int, name: str) -> None:
+    if rows < 0 or cols < 0:
+        raise InputError(f"{name} has a negative shape", seen=f"[{rows}, {cols}]")
+
+
+@runtime_checkable
+class Pattern(Protocol):
+    """What every pattern answers; see :class:`Unstructured` and :class:`NM`."""
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros asked for."""
+
+    def check(self, rows: int, cols: int, name: str = "weight") -> None:
+        """Raise :class:`InputError` where the pattern cannot hold on ``[rows, cols]``."""
+
+    def kept(self, rows: int, cols: int) -> int:
+        """Exact number of kept weights of a ``[rows, cols]`` matrix."""
+
+    def select(self, scores: Tensor) -> Tensor:
+        """Keep the largest ``scores`` ``[rows, cols]``; bool mask ``[rows, cols]``."""
+
+    def holds(self, mask: Tensor) -> bool:
+        """Whether ``mask`` has exactly this pattern."""
+
+    def describe(self) -> str:
+        """A few words for a person."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able settings, read back by :func:`pattern_from_dict`."""
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any weights may go; the count is exact in each row, or in the whole matrix.
+
+    Parameters
+    ----------
+    sparsity : float
+        Fraction of zeros, 0 <= sparsity <= 1.
+    scope : {"row", "layer"}
+        ``"row"``: every output row keeps the same number. ``"layer"``: rows compete.
+    """
+
+    sparsity: float
+    scope: Scope = "row"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)):
+            raise InputError("sparsity must be a number", seen=repr(self.sparsity))
+        if not (0.0 <= self.sparsity <= 1.0):
+            raise InputError(
+                f"sparsity {self.sparsity:g} is outside 0 to 1",
+                asked=f"sparsity={self.sparsity:g}",
+                hint="give the fraction of zeros, for example 0.5 for 50 %",
+            )
+        if self.scope not in ("row", "layer"):
+            raise InputError(
+                f"unknown scope {self.scope!r}", hint='scope="row" (each row alike) or scope="layer"'
+            )
+
+    def check(self, rows: int, cols: int, name: str = "weight") -> None:
+        _check_matrix(rows, cols, name)
+
+    def kept_per_row(self, cols: int) -> int:
+        """Kept weights of one row of ``cols`` (row scope)."""
+        return kept_count(cols, self.sparsity)
+
+    def kept(self, rows: int, cols: int) -> int:
+        if self.scope == "row":
+            return rows * kept_count(cols, self.sparsity)
+        return kept_count(rows * cols, self.sparsity)
+
+    def select(self, scores: Tensor) -> Tensor:
+        rows, cols = scores.shape
+        count = self.kept_per_row(cols) if self.scope == "row" else self.kept(rows, cols)
+        return ops.select(scores, count, self.scope)
+
+    def holds(self, mask: Tensor) -> bool:
+        rows, cols = mask.shape
+        if self.scope == "row":
+            return bool((mask.sum(dim=1) == kept_count(cols, self.sparsity)).all())
+        return int(mask.sum()) == self.kept(rows, cols)
+
+    def describe(self) -> str:
+        return f"{100 * self.sparsity:g} % of {'each row' if self.scope == 'row' else 'the layer'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "unstructured", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class NM:
+    """``keep`` of every ``of`` consecutive weights along the input dimension of a row stay.
+
+    Both numbers are named because the literature disagrees on what N counts.
+
+    Parameters
+    ----------
+    keep, of : int
+        ``0 <= keep <= of``, ``of >= 1``; the input dimension must be a multiple of ``of``.
+    """
+
+    keep: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.keep, int) and isinstance(self.of, int)) or not 0 <= self.keep <= self.of:
+            raise InputError(
+                "N:M needs whole numbers with 0 <= keep <= of",
+                seen=f"keep={self.keep!r}, of={self.of!r}",
+                hint="NM(keep=2, of=4)",
+            )
+        if self.of < 1:
+            raise InputError("N:M needs groups of at least one weight", seen=f"of={self.of}")
+
+    @property
+    def sparsity(self) -> float:
+        return 1.0 - self.keep / self.of
+
+    def check(self, rows: int, cols: int, name: str = "weight") -> None:
+        _check_matrix(rows, cols, name)
+        if cols % self.of:
+            raise InputError(
+                f"{name}: {self.describe()} does not fit an input dimension of {cols}",
+                asked=f"{self.keep} kept of every {self.of} along the input dimension",
+                seen=f"weight [{rows}, {cols}], {cols} = {cols // self.of} x {self.of} + {cols % self.of}",
+                hint=f"a group size that divides {cols}, or Unstructured({self.sparsity:g})",
+            )
+
+    def kept(self, rows: int, cols: int) -> int:
+        return rows * (cols // self.of) * self.keep
+
+    def select(self, scores: Tensor) -> Tensor:
+        self.check(scores.shape[0], scores.shape[1], "scores")
+        return ops.nm(scores, self.keep, self.of)
+
+    def holds(self, mask: Tensor) -> bool:
+        rows, cols = mask.shape
+        if cols % self.of:
+            return False
+        groups = mask.reshape(rows, cols // self.of, self.of).sum(dim=2)
+        return bool((groups == self.keep).all())
+
+    def describe(self) -> str:
+        return f"{self.keep}:{self.of}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "nm", **asdict(self)}
+
+
+def parse_pattern(text: str, *, scope: Scope = "row") -> Unstructured | NM:
+    """Read ``"2:4"`` as ``NM(keep=2, of=4)`` and ``"0.5"`` as ``Unstructured(0.5, scope)``.
+
+    Raises
+    ------
+    InputError
+        The text is neither.
+    """
+    groups = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+    if groups:
+        return NM(int(groups[1]), int(groups[2]))
+    try:
+        return Unstructured(float(text), scope)
+    except InputError:
+        raise
+    except ValueError:
+        raise InputError(
+            f"pattern {text!r} is not understood", hint='"2:4" (keep 2 of every 4) or a sparsity such as "0.5"'
+        ) from None
+
+
+def pattern_from_dict(settings: dict[str, Any]) -> Unstructured | NM:
+    """Inverse of ``to_dict``."""
+    kind = settings.get("kind")
+    if kind == "unstructured":
+        return Unstructured(float(settings["sparsity"]), settings["scope"])
+    if kind == "nm":
+        return NM(int(settings["keep"]), int(settings["of"]))
+    raise InputError("unknown kind of pattern", seen=repr(kind), hint='"unstructured" or "nm"')
+
+
+def assert_holds(pattern: Pattern, mask: Tensor, name: str) -> None:
+    """Internal check: a solver must deliver exactly the pattern asked for."""
+    if mask.dtype != torch.bool or not pattern.holds(mask):
+        raise AssertionError(f"{name}: the mask does not have the pattern {pattern.describe()}")

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One matrix at a time: a :class:`LayerProblem` and a pattern go in, a :class:`LayerSolution` comes out."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyprune import ops
+from pyprune.errors import InputError, NumericsError
+from pyprune.patterns import Pattern, Scope, Unstructured, assert_holds
+from pyprune.solvers.factorisation import Factorisation
+from pyprune.solvers.magnitude import magnitude
+from pyprune.solvers.obs import obs
+from pyprune.solvers.outcome import Outcome
+from pyprune.solvers.problem import LayerProblem, LayerSolution
+from pyprune.solvers.sparsegpt import sparsegpt
+from pyprune.solvers.wanda import wanda
+
+__all__ = [
+    "Factorisation",
+    "LayerProblem",
+    "LayerSolution",
+    "available",
+    "default_damping",
+    "default_pattern",
+    "solve",
+]
+
+
+class _Run(Protocol):
+    def __call__(self, problem: LayerProblem, pattern: Pattern, damping: float, **options: Any) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class _Solver:
+    run: Callable[..., Outcome]
+    damping: float  # the published default, relative to the mean diagonal
+    scope: Scope  # where rows compete in the published method
+    line: str
+
+
+_SOLVERS = {
+    "magnitude": _Solver(magnitude, 1e-4, "layer", "smallest |w| go"),
+    "wanda": _Solver(wanda, 1e-4, "row", "smallest |w|·‖x‖ go"),
+    "sparsegpt": _Solver(sparsegpt, 1e-2, "layer", "columns in order, errors pushed to the right"),
+    "obs": _Solver(obs, 1e-4, "row", "exact greedy, the rest refitted after every removal"),
+}
+
+
+def available() -> tuple[str, ...]:
+    """Names that ``solve(..., solver=...)`` takes."""
+    return tuple(_SOLVERS)
+
+
+def default_pattern(solver: str, sparsity: float) -> Unstructured:
+    """The unstructured pattern of the solver's own paper."""
+    return Unstructured(sparsity, _entry(solver).scope)
+
+
+def default_damping(solver: str) -> float:
+    """The ridge of the solver's own paper, relative to the gram's mean diagonal."""
+    return _entry(solver).damping
+
+
+def solve(
+    problem: LayerProblem,
+    pattern: Pattern,
+    solver: str = "obs",
+    *,
+    damping: float | None = None,
+    refit: bool = False,
+    **options: Any,
+) -> LayerSolution:
+    """Prune one layer so that its output changes least.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+    pattern : Unstructured or NM
+        What the mask must look like; the count is met exactly.
+    solver : str
+        One of :func:`available`.
+    damping : float, optional
+        Ridge relative to the gram's mean diagonal, centred on the dense weight. Default: the solver's own. It is
+        raised tenfold, at most six times, where the system is singular; the solution states what was used.
+    refit : bool
+        Solve the restricted least squares exactly on the mask found (``obs`` ends in it anyway).
+    **options
+        Of the solver, such as ``block`` of ``sparsegpt``.
+
+    Returns
+    -------
+    LayerSolution
+
+    Raises
+    ------
+    InputError
+        Unknown solver or option, or a pattern that does not fit the shape.
+    NumericsError
+        The gram is zero or not positive definite at any damping tried; the message names the layer.
+
+    Examples
+    --------
+    >>> import torch, pyprune
+    >>> problem = LayerProblem(torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    >>> solve(problem, Unstructured(0.5), "obs", damping=0.0).weight
+    tensor([[3.5000, 0.0000]])
+    """
+    entry = _entry(solver)
+    _check_options(solver, entry, options)
+    pattern.check(*problem.shape, problem.name)
+    damping = entry.damping if damping is None else damping
+    begin = time.perf_counter()
+    outcome = entry.run(problem, pattern, damping, **options)
+    if refit:
+        outcome = _refit(problem, outcome, damping)
+    assert_holds(pattern, outcome.mask, problem.name)
+    weight = _stored(problem, outcome)
+    seconds = time.perf_counter() - begin
+    factor = outcome.factor
+    return LayerSolution(
+        weight=weight,
+        mask=outcome.mask,
+        error=problem.error(weight),
+        damping=0.0 if factor is None else factor.damping,
+        condition=None if factor is None else factor.condition,
+        seconds=seconds,
+        solver=solver,
+        notes=() if factor is None else factor.notes,
+    )
+
+
+def _entry(solver: str) -> _Solver:
+    if solver not in _SOLVERS:
+        raise InputError(f"unknown solver {solver!r}", hint=f"one of {', '.join(_SOLVERS)}")
+    return _SOLVERS[solver]
+
+
+def _check_options(solver: str, entry: _Solver, options: dict[str, Any]) -> None:
+    known = [name for name, p in inspect.signature(entry.run).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"solver {solver!r} has no option {name!r}", hint=f"its options: {', '.join(known) or 'none'}"
+            )
+
+
+def _refit(problem: LayerProblem, outcome: Outcome, damping: float) -> Outcome:
+    factor = outcome.factor or problem.factorise(damping)
+    weight = ops.masked_lstsq(
+        problem.gram, problem.rhs(), outcome.mask, anchor=problem.weight.double(), damp=factor.damping
+    )
+    return Outcome(weight, outcome.mask, factor)
+
+
+def _stored(problem: LayerProblem, outcome: Outcome) -> Tensor:
+    weight = torch.where(outcome.mask, outcome.weight, 0.0).to(problem.weight.dtype)
+    if not bool(torch.isfinite(weight).all()):
+        raise NumericsError(
+            f"{problem.name}: the pruned weight does not fit {problem.weight.dtype}",
+            seen=f"largest magnitude {float(outcome.weight.abs().max()):.3g}",
+            hint="a larger damping, or prune in float32",
+        )
+    return weight

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact greedy OBS: row-uniform, N:M, or with the budget allocated across rows by their loss traces."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyprune import ops
+from pyprune.errors import InputError
+from pyprune.patterns import NM, Pattern, Unstructured
+from pyprune.solvers.outcome import Outcome
+from pyprune.solvers.problem import LayerProblem
+
+
+def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
+    """Remove the weight of least loss, again and again, refitting the rest each time.
+
+    ``scope="layer"`` runs every row down to nothing, then spends the budget where the losses are smallest
+    (OBC, Frantar et al. 2022, section 4.2, "global step"), and refits exactly on that support.
+    """
+    factor = problem.factorise(damping)
+    start = problem.start(damping)
+    rows, cols = problem.shape
+    if isinstance(pattern, NM):
+        count = cols // pattern.of * (pattern.of - pattern.keep)
+        weight, order, _ = ops.obs(factor.inverse, start, count, keep=pattern.keep, of=pattern.of)
+        return Outcome(weight, _mask(order, rows, cols), factor)
+    if not isinstance(pattern, Unstructured):
+        raise InputError(f"obs does not know the pattern {pattern.describe()}")
+    if pattern.scope == "row":
+        weight, order, _ = ops.obs(factor.inverse, start, cols - pattern.kept_per_row(cols))
+        return Outcome(weight, _mask(order, rows, cols), factor)
+    _, order, loss = ops.obs(factor.inverse, start, cols)
+    mask = _mask(_allocate(order, loss, rows * cols - pattern.kept(rows, cols)), rows, cols)
+    weight = ops.masked_lstsq(
+        problem.gram, problem.rhs(), mask, anchor=problem.weight.double(), damp=factor.damping
+    )
+    return Outcome(weight, mask, factor)
+
+
+def _mask(order: Tensor, rows: int, cols: int) -> Tensor:
+    """True where a column does not occur in the row's removal order (-1 is padding)."""
+    mask = torch.ones(rows, cols + 1, dtype=torch.bool, device=order.device)
+    mask.scatter_(1, torch.where(order < 0, cols, order), False)
+    return mask[:, :cols].contiguous()
+
+
+def _allocate(order: Tensor, loss: Tensor, budget: int) -> Tensor:
+    """Blank out (with -1) all but ``budget`` removals, the cheapest over all rows that form a prefix in each.
+
+    A row's losses need not rise from step to step; their running maximum does, so that choosing the smallest of
+    all rows always takes a prefix.
+    """
+    if loss.numel() == 0:
+        return order
+    envelope = loss.cummax(dim=1).values.reshape(-1)
+    chosen = torch.argsort(envelope, stable=True)[:budget]
+    taken = torch.zeros_like(envelope, dtype=torch.bool).scatter_(0, chosen, True).reshape(order.shape)
+    return torch.where(taken, order, -1)
