@@ -8,6 +8,7 @@ With ``--json`` stdout holds exactly one JSON document; everything for a person 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -32,7 +33,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="pyprune",
         description="Prune Transformer language models, fast and accurately.",
@@ -102,10 +103,8 @@ def _fail(error: PypruneError, arguments: argparse.Namespace) -> int:
 
 
 def _drop_stdout() -> None:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        pass
 
 
 def _disk_error(error: OSError) -> PypruneError:
@@ -125,8 +124,8 @@ def _memory_error(text: str) -> PypruneError:
     return PypruneError(
         "not enough memory",
         seen=text[:300] or None,
-        hint="--spill DIR keeps activations on disk; fewer --samples, a smaller --batch-size or --max-length need less; "
-        "--dry-run states the need beforehand",
+        hint="--spill DIR keeps activations on disk; fewer --samples, a smaller --batch-size or --max-length "
+        "need less; --dry-run states the need beforehand",
     )
 
 

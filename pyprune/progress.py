@@ -36,7 +36,7 @@ class Silent:
             self.notes.append(text)
 
     def finish(self) -> None:
-        """The stage is over."""
+        """End the stage."""
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -124,3 +124,18 @@ def for_terminal(*, quiet: bool = False) -> Silent:
         return Bars()
     except ImportError:
         return Lines()
+
+
+def bars_only(*, quiet: bool = False) -> Silent:
+    """Bars where stderr is a terminal, else nothing; notes are kept, not shown."""
+    if quiet or not sys.stderr.isatty():
+        return Silent()
+    try:
+        return _BarsWithoutNotes()
+    except ImportError:
+        return Silent()
+
+
+class _BarsWithoutNotes(Bars):
+    def note(self, text: str) -> None:
+        Silent.note(self, text)

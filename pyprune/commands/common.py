@@ -17,7 +17,7 @@ from pyprune.errors import InputError, PypruneError
 
 
 def fraction(text: str) -> float:
-    """argparse type: a sparsity."""
+    """Argparse type: a sparsity."""
     try:
         value = float(text)
     except ValueError:
@@ -25,13 +25,13 @@ def fraction(text: str) -> float:
     if not 0.0 <= value < 1.0:
         hint = f"; did you mean {value / 100:g}?" if 1.0 < value < 100.0 and value == int(value) else ""
         raise argparse.ArgumentTypeError(
-            f"{text} is not a sparsity: it is the fraction of weights set to zero, from 0 up to but not including 1{hint}"
+            f"{text} is not a sparsity: that is the fraction of weights set to zero, from 0 to below 1{hint}"
         )
     return value
 
 
 def positive(text: str) -> int:
-    """argparse type: a whole number of at least 1."""
+    """Argparse type: a whole number of at least 1."""
     try:
         value = int(text)
     except ValueError:
@@ -42,7 +42,7 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """argparse type: a whole number of at least 0."""
+    """Argparse type: a whole number of at least 0."""
     try:
         value = int(text)
     except ValueError:
@@ -53,7 +53,7 @@ def seed(text: str) -> int:
 
 
 def not_negative(text: str) -> float:
-    """argparse type: a finite number of at least 0."""
+    """Argparse type: a finite number of at least 0."""
     try:
         value = float(text)
     except ValueError:
@@ -64,7 +64,7 @@ def not_negative(text: str) -> float:
 
 
 def pattern(text: str) -> str:
-    """argparse type: ``N:M``; the text is returned, the pattern is made where the scope is known."""
+    """Argparse type: ``N:M``; the text is returned, the pattern is made where the scope is known."""
     from pyprune.patterns import NM, parse_pattern
 
     try:
@@ -91,7 +91,9 @@ def add_columns(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--text", metavar="COLUMN", help="column with the text (default: guessed: text, sentence, ...)")
     parser.add_argument("--text-pair", metavar="COLUMN", help="column with the second text, for pairs of texts")
     parser.add_argument("--label", metavar="COLUMN", help="column with the label (default: guessed: label, ...)")
-    parser.add_argument("--split", metavar="NAME", help="split of a hub data set, or of a folder with train.tsv, dev.tsv")
+    parser.add_argument(
+        "--split", metavar="NAME", help="split of a hub data set, or of a folder with train.tsv, dev.tsv"
+    )
 
 
 def apply_threads(threads: int | None) -> None:
@@ -104,7 +106,7 @@ def apply_threads(threads: int | None) -> None:
 
 
 def print_json(document: Any) -> None:
-    """The one JSON document on stdout; NaN and infinities become null, as JSON has none."""
+    """Print the one JSON document; NaN and infinities become null, as JSON has none."""
     sys.stdout.write(json.dumps(jsonable(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -122,7 +124,7 @@ def jsonable(value: Any) -> Any:
 
 
 def error_record(error: PypruneError) -> dict[str, Any]:
-    """An error for ``--json``."""
+    """Put an error into the form that ``--json`` prints."""
     return {
         "error": {
             "kind": type(error).__name__,
@@ -155,7 +157,7 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), *, right: I
     def draw(line: Sequence[str]) -> str:
         cells = (
             cell.rjust(width) if column in numeric else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths))
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         return "  ".join(cells).rstrip()
 

@@ -36,7 +36,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a model, or its name on the Hugging Face hub")
     data = parser.add_argument_group("data (at least one of --data and --task)")
-    data.add_argument("--data", metavar="FILE", help="labelled file, folder, or hub data set owner/name[:configuration]")
+    data.add_argument(
+        "--data", metavar="FILE", help="labelled file, folder, or hub data set owner/name[:configuration]"
+    )
     data.add_argument("--task", metavar="TASK", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
     common.add_columns(data)
     data.add_argument("--limit", type=common.positive, metavar="N", help="evaluate N rows drawn at random")
@@ -45,7 +47,9 @@ def add(commands: Any) -> None:
     how.add_argument("--against", metavar="MODEL", help="evaluate this model too, on the same rows (the dense one)")
     how.add_argument("--metric", choices=METRICS, help="default: the task's own, else accuracy")
     how.add_argument("--batch-size", type=common.positive, default=64, metavar="N", help="default 64")
-    how.add_argument("--max-length", type=common.positive, metavar="N", help="tokens per row (default: the model's limit)")
+    how.add_argument(
+        "--max-length", type=common.positive, metavar="N", help="tokens per row (default: the model's limit)"
+    )
     common.add_general(parser)
     parser.set_defaults(run=run, parser=parser)
 
@@ -58,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pyprune import tasks
     from pyprune.commands.checkpoints import open_model, open_tokenizer
     from pyprune.progress import for_terminal
+    from pyprune.tasks.metrics import compare
 
     examples = tasks.load_texts(
         arguments.data if arguments.data is not None else arguments.task,
@@ -98,24 +103,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def compare(first: Any, second: Any) -> dict[str, Any]:
-    """Two evaluations of the same rows: how often they agree, and which is right where they do not."""
-    from pyprune.tasks.metrics import sign_test
-
-    rows = list(zip(first.gold, first.predictions, second.predictions))
-    first_only = sum(a == gold != b for gold, a, b in rows)
-    second_only = sum(b == gold != a for gold, a, b in rows)
-    return {
-        "same_answer": sum(a == b for _, a, b in rows) / len(rows),
-        "only_first_right": first_only,
-        "only_second_right": second_only,
-        "sign_test_p": sign_test(first_only, second_only),
-    }
-
-
 def _text(names: list[str], results: list[Any]) -> str:
+    from pyprune.tasks.metrics import compare
+
     lines = []
-    for name, result in zip(names, results):
+    for name, result in zip(names, results, strict=True):
         lines.append(f"{name}: {result.describe()}")
         rows = [
             (entry["name"], str(entry["total"]), str(entry["correct"]), str(entry["predicted"]))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.commands import common
-from pyprune.commands.evaluate import compare
 from pyprune.commands.summary import plan_text, prune_text
 from pyprune.errors import InputError, PypruneError
 
@@ -47,7 +46,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a model, or its name on the Hugging Face hub")
     data = parser.add_argument_group("calibration data (at least one of --data and --task)")
-    data.add_argument("--data", metavar="FILE", help=".txt .tsv .csv .jsonl .json .parquet, a folder, or a hub data set")
+    data.add_argument(
+        "--data", metavar="FILE", help=".txt .tsv .csv .jsonl .json .parquet, a folder, or a hub data set"
+    )
     data.add_argument("--task", metavar="TASK", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
     common.add_columns(data)
     data.add_argument("--samples", type=common.positive, metavar="N", help="rows drawn for calibration (default 2560)")
@@ -63,7 +64,9 @@ def add(commands: Any) -> None:
     amount.add_argument(
         "--sparsity", type=common.fraction, metavar="S", help="fraction of weights removed, 0 to below 1 (default 0.5)"
     )
-    amount.add_argument("--pattern", type=common.pattern, metavar="N:M", help="keep N of every M weights, e.g. 2:4, 32:64")
+    amount.add_argument(
+        "--pattern", type=common.pattern, metavar="N:M", help="keep N of every M weights, e.g. 2:4, 32:64"
+    )
     how.add_argument("--scope", choices=("row", "layer"), help="count per row or per layer (default: the method's own)")
     known = ", ".join(solvers.available())
     how.add_argument(
@@ -76,7 +79,9 @@ def add(commands: Any) -> None:
     )
     how.add_argument("--damping", type=common.not_negative, metavar="D", help="ridge as a share of the mean diagonal")
     out = parser.add_argument_group("output")
-    out.add_argument("--output", type=Path, metavar="DIR", help="folder for the pruned model (replaced if made by pyprune)")
+    out.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for the pruned model (replaced if made by pyprune)"
+    )
     out.add_argument("--evaluate", metavar="FILE", help="labelled data: accuracy of the dense and the pruned model")
     out.add_argument("--no-evaluate", action="store_true", help="with --task: leave the evaluation out")
     out.add_argument("--resume", action="store_true", help="go on with the finished blocks in OUTPUT.journal")
@@ -93,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pyprune import tasks
     from pyprune.commands.checkpoints import open_model, open_tokenizer
     from pyprune.progress import for_terminal
+    from pyprune.tasks.metrics import compare
 
     task = tasks.find_task(arguments.task) if arguments.task else None
     columns = {"text": arguments.text, "text_pair": arguments.text_pair, "label": arguments.label}

@@ -19,13 +19,15 @@ _DENOMINATORS = {
 
 
 def prune_text(report: dict[str, Any], saved: str | None) -> str:
-    """What was done, what is left, what it cost."""
+    """Say what was done, what is left, what it cost."""
     layers = report["layers"]
     worst = max(layers, key=lambda layer: float(layer["error"]))
     rows: list[tuple[str, str]] = [("method", _method(report))]
     for index, (name, value) in enumerate(report["sparsity"].items()):
         rows.append(("zeros" if index == 0 else "", f"{common.percent(value)} {_DENOMINATORS.get(name, name)}"))
-    rows.append(("layer error", f"{common.percent(report['mean_error'])} of the output's energy, mean of {len(layers)} layers"))
+    rows.append(
+        ("layer error", f"{common.percent(report['mean_error'])} of the output's energy, mean of {len(layers)} layers")
+    )
     rows.append(("", f"{common.percent(worst['error'])} in the worst, {worst['name']}"))
     rows.append(("time", _seconds(report["seconds"])))
     if report["memory"].get("peak"):
@@ -64,13 +66,14 @@ def evaluation_rows(evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def plan_text(plan: dict[str, Any]) -> str:
-    """A dry run for a person."""
+    """Put a dry run into words."""
     data, memory = plan["data"], plan["memory"]
     shapes: dict[tuple[int, int, int], int] = {}
     for layer in plan["layers"]:
         key = (layer["rows"], layer["cols"], layer["kept"])
         shapes[key] = shapes.get(key, 0) + 1
-    total = f"{plan['kept']:,} of {plan['weights']:,} weights stay ({common.percent(1 - plan['kept'] / plan['weights'])} go)"
+    gone = common.percent(1 - plan["kept"] / plan["weights"])
+    total = f"{plan['kept']:,} of {plan['weights']:,} weights stay ({gone} go)"
     rows: list[tuple[str, str]] = [
         ("method", f"{plan['method']}: {plan['pattern']}, solver {plan['solver']}"),
         ("layers", f"{len(plan['layers'])} linear layers"),

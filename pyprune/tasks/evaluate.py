@@ -233,7 +233,7 @@ def _predict(
                         seen=f"NaN or infinity in a batch of {len(rows)} rows",
                         hint="check the weights; load fp16 weights in float32 on a CPU",
                     )
-                for row, guess in zip(rows, logits.argmax(dim=-1).tolist()):
+                for row, guess in zip(rows, logits.argmax(dim=-1).tolist(), strict=True):
                     predicted[row] = int(guess)
                 if progress is not None:
                     for _ in rows:

@@ -77,7 +77,7 @@ def patience() -> Iterator[None]:
     try:
         yield
     finally:
-        for (module, name), value in zip(switches, before):
+        for (module, name), value in zip(switches, before, strict=True):
             setattr(module, name, value)
         logger.setLevel(level)
 

@@ -23,7 +23,7 @@ def class_names(config: Any, classes: int) -> list[str]:
 
 
 def gold_classes(examples: Examples, config: Any, classes: int) -> list[int]:
-    """The model's class of every example.
+    """Find the model's class of every example.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def _through(examples: Examples, table: dict[Any, int], names: list[str]) -> lis
     assert examples.labels is not None
     lines = examples.lines or tuple(range(1, len(examples.labels) + 1))
     gold: list[int] = []
-    for number, value in zip(lines, examples.labels):
+    for number, value in zip(lines, examples.labels, strict=True):
         if value is None:
             raise InputError(
                 f"{examples.source}, {examples.unit} {number}: this row has no label",

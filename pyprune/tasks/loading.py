@@ -81,7 +81,7 @@ class Examples:
         """What :func:`pyprune.prune` takes as `data`: texts, or pairs of texts."""
         if self.pairs is None:
             return list(self.texts)
-        return list(zip(self.texts, self.pairs))
+        return list(zip(self.texts, self.pairs, strict=True))
 
 
 def load_texts(
@@ -147,7 +147,9 @@ def load_texts(
     if labels is not None and task is not None and task.skip_unlabelled:
         labelled = [row for row in keep if labels[row] is not None]
         if len(labelled) < len(keep):
-            notes.append(f"{source}: left out {len(keep) - len(labelled)} rows without label, as is usual for this task")
+            notes.append(
+                f"{source}: left out {len(keep) - len(labelled)} rows without label, as is usual for this task"
+            )
         keep = labelled
     if limit is not None and limit < len(keep):
         keep = sorted(random.Random(seed).sample(keep, limit))
@@ -181,7 +183,9 @@ def _locate(
         return read_table(found), str(found), {}, task, False
     if path.exists():
         if split is not None:
-            raise InputError(f"{path} is one file, it has no splits", asked=f"split {split!r}", hint="leave --split out")
+            raise InputError(
+                f"{path} is one file, it has no splits", asked=f"split {split!r}", hint="leave --split out"
+            )
         return read_table(path), str(path), {}, task, False
     if path.suffix.lower() in READERS:
         raise InputError(f"there is no file {name}", seen=_nearby(path), hint="check the path")
@@ -233,7 +237,10 @@ def _choose_columns(
     for flag, name in (("--text", text), ("--text-pair", text_pair), ("--label", label)):
         if name is not None and name not in table.columns:
             raise InputError(
-                f"{source} has no column {name!r}", asked=f"{flag} {name}", seen=f"columns: {have}", hint=f"{flag} COLUMN"
+                f"{source} has no column {name!r}",
+                asked=f"{flag} {name}",
+                seen=f"columns: {have}",
+                hint=f"{flag} COLUMN",
             )
     if label is None:
         label = next((by_lower[name] for name in LABELS if name in by_lower and by_lower[name] != text), None)
@@ -266,7 +273,7 @@ def _column_hint(source: str, have: str) -> str:
 
 def _text_column(table: Table, source: str, name: str) -> list[str]:
     column = table.columns[name]
-    for number, cell in zip(table.lines, column):
+    for number, cell in zip(table.lines, column, strict=True):
         if not isinstance(cell, str):
             what = "nothing" if cell is None else f"{type(cell).__name__} {str(cell)[:40]}"
             raise InputError(
@@ -294,9 +301,7 @@ def _read_label(cell: Any) -> int | str | None:
     return str(cell)
 
 
-def _digest(
-    texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[int | str | None] | None
-) -> str:
+def _digest(texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[int | str | None] | None) -> str:
     digest = hashlib.sha256()
     for row, value in enumerate(texts):
         record = [value, pairs[row] if pairs is not None else None, labels[row] if labels is not None else None]

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 # 97.5 % quantile of the normal distribution: two-sided 95 %
 _Z95 = 1.959963984540054
 
 
 def confusion(gold: Sequence[int], predicted: Sequence[int], classes: int) -> list[list[int]]:
-    """Counts ``[gold][predicted]``, a list of `classes` lists of `classes` ints."""
+    """Count ``[gold][predicted]``, a list of `classes` lists of `classes` ints."""
     counts = [[0] * classes for _ in range(classes)]
     for truth, guess in zip(gold, predicted, strict=True):
         counts[truth][guess] += 1
@@ -48,13 +49,13 @@ def matthews(counts: list[list[int]]) -> float:
     total = sum(map(sum, counts))
     right = sum(counts[k][k] for k in range(len(counts)))
     gold = [sum(row) for row in counts]
-    guess = [sum(column) for column in zip(*counts)]
-    covariance = right * total - sum(g * p for g, p in zip(gold, guess))
+    guess = [sum(column) for column in zip(*counts, strict=True)]
+    covariance = right * total - sum(g * p for g, p in zip(gold, guess, strict=True))
     spread_gold = total * total - sum(g * g for g in gold)
     spread_guess = total * total - sum(p * p for p in guess)
     if spread_gold == 0 or spread_guess == 0:
         return 0.0
-    return covariance / math.sqrt(spread_gold * spread_guess)
+    return float(covariance / math.sqrt(spread_gold * spread_guess))
 
 
 def f1(counts: list[list[int]], positive: int = 1) -> float:
@@ -80,4 +81,33 @@ def sign_test(first_only: int, second_only: int) -> float:
     total = first_only + second_only
     fewer = min(first_only, second_only)
     tail = sum(math.comb(total, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return float(min(1.0, 2 * tail / 2**total))
+
+
+class Judged(Protocol):
+    """Predictions and truth of the same examples in the same order (an ``Evaluation``)."""
+
+    @property
+    def gold(self) -> tuple[int, ...]: ...
+
+    @property
+    def predictions(self) -> tuple[int, ...]: ...
+
+
+def compare(first: Judged, second: Judged) -> dict[str, Any]:
+    """Two classifiers on the same examples: how often they agree, and which is right where they do not.
+
+    Returns
+    -------
+    dict
+        ``same_answer`` (share), ``only_first_right``, ``only_second_right`` (counts), ``sign_test_p``.
+    """
+    rows = list(zip(first.gold, first.predictions, second.predictions, strict=True))
+    first_only = sum(a == gold != b for gold, a, b in rows)
+    second_only = sum(b == gold != a for gold, a, b in rows)
+    return {
+        "same_answer": sum(a == b for _, a, b in rows) / len(rows),
+        "only_first_right": first_only,
+        "only_second_right": second_only,
+        "sign_test_p": sign_test(first_only, second_only),
+    }

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a text file into named columns; every refusal names the file, the line and the way out.
+r"""Read a text file into named columns; every refusal names the file, the line and the way out.
 
 Formats: ``.txt`` (one text a line), ``.tsv`` (header, tabs, no quoting, as GLUE has it), ``.csv`` (header, RFC 4180
 quoting), ``.jsonl`` (one object or string a line), ``.json`` (list of objects, object of lists, or the SQuAD layout)
-and ``.parquet``. Text is UTF-8, with or without byte-order mark, with ``\\n`` or ``\\r\\n``.
+and ``.parquet``. Text is UTF-8, with or without byte-order mark, with ``\n`` or ``\r\n``.
 """
 
 from __future__ import annotations
@@ -165,10 +165,10 @@ def _from_rows(path: Path, rows: Iterable[tuple[int, list[str]]], hint: str) -> 
     for number, cells in iterator:
         if len(cells) != len(header):
             raise _ragged(path, number, header, len(cells), hint)
-        for column, cell in zip(columns, cells):
+        for column, cell in zip(columns, cells, strict=True):
             column.append(cell)
         lines.append(number)
-    return Table(dict(zip(header, columns)), lines)
+    return Table(dict(zip(header, columns, strict=True)), lines)
 
 
 def _read_jsonl(path: Path) -> Table:
@@ -227,7 +227,7 @@ def _from_records(path: Path, records: list[Any], lines: Sequence[int], unit: st
     if all(isinstance(record, str) for record in records):
         return Table({"text": records}, lines, unit)
     names: dict[str, None] = {}
-    for number, record in zip(lines, records):
+    for number, record in zip(lines, records, strict=True):
         if not isinstance(record, dict):
             raise InputError(
                 f"{path}, {unit} {number}: an object is needed", seen=f"JSON of type {type(record).__name__}"

@@ -75,7 +75,7 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """The task of this name.
+    """Find the task of this name.
 
     Raises
     ------
