@@ -1,102 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random models of every family, built from their configs, and batches for them."""
+"""Fixtures every room shares."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
-_CLASSES = {
-    "bert": "Bert",
-    "roberta": "Roberta",
-    "xlm-roberta": "XLMRoberta",
-    "camembert": "Camembert",
-    "electra": "Electra",
-    "distilbert": "DistilBert",
-}
-_HEADS = {"classification": "ForSequenceClassification", "qa": "ForQuestionAnswering", "none": "Model"}
+from pyprune import backends
 
-Batch = dict[str, Tensor]
+# tests/ holds helper modules (tolerances) next to test files; importlib mode does not put it on the path.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "ops")]
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def build_model(
-    family: str = "bert",
-    head: str = "classification",
-    *,
-    attention: str = "sdpa",
-    layers: int = 2,
-    hidden: int = 32,
-    inner: int = 48,
-    seed: int = 0,
-    structured: bool = False,
-    **config: Any,
-) -> nn.Module:
-    """A model of 4 heads and 100 words; ``structured`` gives it correlated features, as trained ones have."""
-    import transformers
-
-    sizes: dict[str, Any] = {"vocab_size": 100, "max_position_embeddings": 66, "attn_implementation": attention}
-    if family == "distilbert":
-        sizes |= {"dim": hidden, "n_layers": layers, "n_heads": 4, "hidden_dim": inner}
-    else:
-        sizes |= {
-            "hidden_size": hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "intermediate_size": inner,
-        }
-    if family == "electra":
-        sizes["embedding_size"] = 16
-    name = _CLASSES[family]
-    settings = getattr(transformers, name + "Config")(**sizes, **config)
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    model: nn.Module = getattr(transformers, name + _HEADS[head])(settings)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            # transformers' own 0.02 makes blocks nearly the identity; biases of zero would hide their handling.
-            if parameter.dim() == 1 and "bias" in key:
-                parameter.normal_(0.0, 0.1)
-            elif parameter.dim() == 2 and ("layer." in key or structured):
-                parameter.normal_(0.0, 1.5 / parameter.shape[1] ** 0.5)
-        if structured:
-            rank = hidden // 4
-            words = model.base_model.embeddings.word_embeddings.weight  # type: ignore[union-attr]
-            words.copy_(torch.randn(len(words), rank) @ torch.randn(rank, words.shape[1]) + 0.1 * words)
-    torch.set_rng_state(state)
-    return model.eval()
-
-
-def build_batches(count: int = 4, rows: int = 6, tokens: int = 12, *, seed: int = 1, pad: int = 1) -> list[Batch]:
-    """Batches of different lengths and masks; padded ids are ``pad``."""
-    generator = torch.Generator().manual_seed(seed)
-    batches = []
-    for index in range(count):
-        width = tokens - index % 3
-        ids = torch.randint(5, 100, (rows, width), generator=generator)
-        lengths = torch.randint(3, width + 1, (rows, 1), generator=generator)
-        mask = (torch.arange(width) < lengths).long()
-        batches.append({"input_ids": torch.where(mask.bool(), ids, pad), "attention_mask": mask})
-    return batches
-
-
-@pytest.fixture
-def tiny() -> Callable[..., nn.Module]:
-    """Builds a tiny model; see :func:`build_model`."""
-    return build_model
-
-
-@pytest.fixture
-def batches_of() -> Callable[..., list[Batch]]:
-    """Builds batches; see :func:`build_batches`."""
-    return build_batches
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    """Every family there is an adapter for."""
+@pytest.fixture(params=["cpp", "reference"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Force one backend for the test; a missing compiled extension fails, it does not skip."""
+    monkeypatch.setenv(backends.FORCE, request.param)
     return str(request.param)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Seeded random numbers that touch no global state."""
+    return torch.Generator().manual_seed(20240711)
+
+
+@pytest.fixture(autouse=True)
+def _same_global_random_state() -> Iterator[None]:
+    """Library code must not move torch's global generator; tests that use it get a fixed start."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    yield
+    torch.random.set_rng_state(state)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real checkpoints and data beside the checkout; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared beside the checkout: real checkpoints and data are not there")
+    return SHARED

@@ -75,7 +75,8 @@ def check_accumulator(op: str, out: Tensor, shape: tuple[int, int]) -> None:
 def gram_reference(out: Tensor, x: Tensor, keep: Tensor | None) -> None:
     """``out += XᵀX`` over kept rows, in float64."""
     rows = (x if keep is None else x[keep]).double()
-    out.add_((rows.T @ rows).to(out.dtype))
+    total = rows.T @ rows
+    out.add_(((total + total.T) / 2).to(out.dtype))  # a matrix product need not be symmetric to the last bit
 
 
 @backends.implements("gram", "cpp")
@@ -93,6 +94,35 @@ def _gram_cpp(out: Tensor, x: Tensor, keep: Tensor | None) -> None:
     )
     if total is not out:
         out.add_(total.to(out.dtype))
+
+
+@backends.implements("gram", "cuda")
+def _gram_cuda(out: Tensor, x: Tensor, keep: Tensor | None) -> None:
+    if x.dtype == torch.float64:  # the kernels take their products in float32
+        return gram_reference(out, x, keep)
+    total = out if out.dtype == torch.float64 else torch.zeros_like(out, dtype=torch.float64)
+    with torch.cuda.device(x.device):
+        backends.extension().gram_cuda(
+            total.data_ptr(),
+            x.data_ptr(),
+            library.ELEMENT_TYPE[x.dtype],
+            x.shape[0],
+            x.shape[1],
+            x.stride(0),
+            0 if keep is None else keep.data_ptr(),
+            torch.cuda.current_stream(x.device).cuda_stream,
+        )
+    if total is not out:
+        out.add_(total.to(out.dtype))
+
+
+@backends.implements("gram", "triton")
+def _gram_triton(out: Tensor, x: Tensor, keep: Tensor | None) -> None:
+    if x.dtype == torch.float64:
+        return gram_reference(out, x, keep)
+    from pyprune.triton_kernels.gram import gram_accumulate  # imports triton, only where it is used
+
+    gram_accumulate(out, x, keep)
 
 
 _gram = library.register(

@@ -67,7 +67,8 @@ def flatten_tokens(op: str, name: str, tensor: Tensor) -> Tensor:
     """View ``[..., features]`` as ``[tokens, features]`` with contiguous rows."""
     if tensor.dim() < 1:
         raise InputError(f"{op}: {name} needs at least one dimension", seen="a scalar")
-    flat = tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() != 2 else tensor
+    # Not reshape(-1, …): with zero features the number of tokens would be ambiguous.
+    flat = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
     return flat if flat.stride(1) == 1 or flat.shape[1] <= 1 else flat.contiguous()
 
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same numerics on every instruction set that was built and that this machine has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pyprune import backends
+
+ISAS = backends.extension().build_info()["isas"]
+
+# Largest relative error of each op against its float64 reference, on sizes around every tile edge.
+PROGRAM = """
+import json, torch
+from pyprune import backends, ops
+from pyprune.ops.obs import obs_reference
+from pyprune.ops.sparsegpt import sparsegpt_reference
+from pyprune.ops.masked_lstsq import masked_lstsq_reference
+g = torch.Generator().manual_seed(5)
+worst = dict.fromkeys(("gram", "cross_gram", "masked_lstsq", "obs", "sparsegpt"), 0.0)
+def note(op, got, wanted):
+    worst[op] = max(worst[op], float((got - wanted).abs().max() / wanted.abs().max()))
+for k in (1, 2, 3, 5, 7, 8, 11, 12, 13, 23, 24, 25, 47, 48, 49, 95, 97, 161, 193):
+    x, y = torch.randn(2 * k + 300, k, generator=g), torch.randn(2 * k + 300, 7, generator=g)
+    exact = x.double().T @ x.double()
+    note("gram", ops.gram(x, out=torch.zeros(k, k).double()), exact)
+    note("cross_gram", ops.cross_gram(y, x, out=torch.zeros(7, k).double()), y.double().T @ x.double())
+    h = exact / len(x) + 0.01 * torch.eye(k)
+    inverse, w = torch.linalg.inv(h), torch.randn(5, k, generator=g).double()
+    mask = torch.rand(5, k, generator=g) < 0.5
+    mask[0] = True
+    note("masked_lstsq", ops.masked_lstsq(h, w, mask), masked_lstsq_reference(h, w, mask)[0])
+    count = (3 * k) // 4
+    note("obs", ops.obs(inverse, w, count)[0], obs_reference(inverse, w, torch.full((5,), count), count, 0, 0)[0])
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    prune = torch.tensor([5 * min(32, k - s) // 2 for s in range(0, k, 32)])
+    got, kept = ops.sparsegpt(w, factor, prune=prune, block=32)
+    note("sparsegpt", got, sparsegpt_reference(w, factor, None, prune, False, 0, 0, 32)[0])
+print(json.dumps({"isa": backends.extension().build_info()["isa"], "worst": worst}))
+"""
+
+
+def run(isa):
+    env = dict(os.environ, PYPRUNE_CPU_ISA=isa)
+    return subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_matches_float64(isa):
+    done = run(isa)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["isa"] == isa
+    assert result["worst"]["gram"] <= 2e-6
+    assert result["worst"]["cross_gram"] <= 2e-5  # scaled by the result, which cancels; see test_cross_gram
+    assert max(result["worst"][op] for op in ("masked_lstsq", "obs", "sparsegpt")) <= 1e-8
+
+
+def test_baseline_is_always_there():
+    assert "baseline" in ISAS
+
+
+def test_unknown_isa_is_an_error_that_says_what_there_is():
+    done = run("avx9000")
+    assert done.returncode != 0
+    assert "PYPRUNE_CPU_ISA=avx9000" in done.stderr
+    assert "baseline" in done.stderr

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from problems import features, gram_of
+from tolerances import GREEDY, relative
+
+from pyprune import ops
+from pyprune.errors import InputError, NumericsError
+
+
+def plain_obs(inverse, weight, count, keep=0, of=0):
+    """The published algorithm, one explicit inverse and rank-1 updates, in NumPy float64."""
+    a, w = np.array(inverse, dtype=np.float64), np.array(weight, dtype=np.float64)
+    alive, order, losses = np.ones(len(w), dtype=bool), [], []
+    for _ in range(count):
+        open_ = alive.copy()
+        if of:
+            open_ &= np.repeat(alive.reshape(-1, of).sum(axis=1) > keep, of)
+        scores = np.where(open_, w**2 / np.diag(a), np.inf)
+        p = int(np.argmin(scores))
+        order.append(p)
+        losses.append(scores[p])
+        w = w - a[:, p] * (w[p] / a[p, p])
+        a = a - np.outer(a[:, p], a[p, :]) / a[p, p]
+        alive[p] = False
+        w[~alive] = 0.0
+        # A removed coordinate is decoupled exactly; a unit diagonal keeps the division defined.
+        a[~alive, :], a[:, ~alive] = 0.0, 0.0
+        a[~alive, ~alive] = 1.0
+    return w, order, losses
+
+
+def check_against_plain(gram, weight, count, keep=0, of=0):
+    inverse = torch.linalg.inv(gram)
+    inverse = (inverse + inverse.T) / 2
+    got, order, loss = ops.obs(inverse, weight, count, keep=keep, of=of)
+    for row in range(len(weight)):
+        wanted, pivots, losses = plain_obs(inverse.numpy(), weight[row].numpy(), count, keep, of)
+        assert order[row].tolist() == pivots
+        scale = float(np.abs(wanted).max()) or 1.0
+        assert np.abs(got[row].numpy() - wanted).max() <= 1e-5 * scale
+        assert np.allclose(loss[row].numpy(), losses, rtol=1e-6, atol=1e-9 * max(losses, default=0.0))
+
+
+# Ten random problems: around and far beyond the panel of the kernel, odd sizes, light and heavy pruning.
+@pytest.mark.parametrize(
+    ("rows", "columns", "count"),
+    [
+        (1, 1, 1),
+        (3, 2, 1),
+        (4, 17, 16),
+        (5, 64, 32),
+        (2, 97, 97),
+        (3, 131, 100),
+        (2, 145, 145),
+        (2, 200, 175),
+        (2, 255, 128),
+        (2, 256, 224),
+    ],
+)
+@pytest.mark.parametrize("kind", ["plain", "correlated"])
+def test_same_pivots_as_the_plain_algorithm(backend, rows, columns, count, kind, generator):
+    gram = gram_of(features(2 * columns + 3, columns, generator, kind), 1e-3)
+    weight = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
+    check_against_plain(gram, weight, count)
+
+
+@pytest.mark.parametrize(("keep", "of", "columns"), [(2, 4, 128), (32, 64, 192), (1, 3, 99), (0, 4, 16)])
+def test_groups_lose_exactly_their_share(backend, keep, of, columns, generator):
+    gram = gram_of(features(300, columns, generator, "correlated"), 1e-3)
+    weight = torch.randn(3, columns, dtype=torch.float64, generator=generator)
+    count = columns // of * (of - keep)
+    check_against_plain(gram, weight, count, keep, of)
+    pruned, _, _ = ops.obs(torch.linalg.inv(gram), weight, count, keep=keep, of=of)
+    assert bool(((pruned != 0).reshape(3, -1, of).sum(dim=2) == keep).all())
+
+
+@pytest.mark.parametrize("columns", [60, 300])
+def test_ends_in_the_restricted_least_squares(columns, generator):
+    gram = gram_of(features(3 * columns, columns, generator, "correlated"), 1e-3)
+    weight = torch.randn(6, columns, dtype=torch.float64, generator=generator)
+    count = 3 * columns // 4
+    pruned, order, loss = ops.obs(torch.linalg.inv(gram), weight, count)
+    mask = torch.ones_like(weight, dtype=torch.bool).scatter_(1, order, False)
+    refit = ops.masked_lstsq(gram, weight @ gram, mask)
+    assert relative(pruned, refit) <= GREEDY
+    # The losses add up to the quadratic objective.
+    change = pruned - weight
+    objective = ((change @ gram) * change).sum(dim=1)
+    assert relative(loss.sum(dim=1), objective) <= GREEDY
+
+
+def test_counts_may_differ_by_row(backend, generator):
+    gram = gram_of(features(500, 160, generator), 1e-3)
+    inverse = torch.linalg.inv(gram)
+    weight = torch.randn(4, 160, dtype=torch.float64, generator=generator)
+    counts = torch.tensor([0, 1, 160, 99])
+    pruned, order, loss = ops.obs(inverse, weight, counts)
+    assert ((pruned == 0).sum(dim=1)).tolist() == counts.tolist()
+    assert order.shape == loss.shape == (4, 160)
+    for row, count in enumerate(counts.tolist()):
+        assert bool((order[row, count:] == -1).all())
+        assert bool((loss[row, count:] == 0).all())
+        alone = ops.obs(inverse, weight[row : row + 1], count)
+        assert torch.equal(alone[0][0], pruned[row])
+    assert torch.equal(pruned[0], weight[0])
+
+
+def test_ties_go_to_the_lower_column(backend):
+    _, order, _ = ops.obs(torch.eye(5), torch.ones(1, 5), 3)
+    assert order.tolist() == [[0, 1, 2]]
+
+
+def test_zero_weights_go_first_at_no_loss(backend, generator):
+    gram = gram_of(features(200, 40, generator), 1e-3)
+    weight = torch.randn(1, 40, dtype=torch.float64, generator=generator)
+    weight[0, [3, 30]] = 0.0
+    pruned, order, loss = ops.obs(torch.linalg.inv(gram), weight, 2)
+    assert sorted(order[0].tolist()) == [3, 30]
+    assert float(loss.max()) == 0.0
+    assert torch.equal(pruned, weight)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
+def test_empty(backend, shape):
+    pruned, order, _ = ops.obs(torch.eye(shape[1]), torch.zeros(shape), 0)
+    assert pruned.shape == shape
+    assert order.shape == (shape[0], 0)
+
+
+@pytest.mark.parametrize("kind", ["deficient", "dead", "scaled"])
+def test_hard_grams(backend, kind, generator):
+    gram = gram_of(features(150, 90, generator, kind), 1e-4)
+    weight = torch.randn(4, 90, dtype=torch.float64, generator=generator)
+    pruned, order, _ = ops.obs(torch.linalg.inv(gram), weight, 60)
+    mask = torch.ones_like(weight, dtype=torch.bool).scatter_(1, order, False)
+    refit = ops.masked_lstsq(gram, weight @ gram, mask)
+    change, best = pruned - weight, refit - weight
+    loss = float(((change @ gram) * change).sum())
+    assert loss <= float(((best @ gram) * best).sum()) * (1 + 1e-6)
+
+
+def test_same_bits_for_any_thread_count(monkeypatch, generator):
+    gram = gram_of(features(600, 200, generator), 1e-3)
+    inverse, weight = torch.linalg.inv(gram), torch.randn(9, 200, dtype=torch.float64, generator=generator)
+    results = []
+    for threads in ("1", "2", "3"):
+        monkeypatch.setenv("PYPRUNE_NUM_THREADS", threads)
+        results.append(ops.obs(inverse, weight, 150)[0])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_inverse_that_is_not_positive_definite(backend):
+    inverse = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+    with pytest.raises(NumericsError, match="row 0"):
+        ops.obs(inverse, torch.ones(1, 3), 2)
+
+
+def test_errors_say_what_was_seen():
+    with pytest.raises(InputError, match="0 to 3 are possible"):
+        ops.obs(torch.eye(3), torch.ones(1, 3), 4)
+    with pytest.raises(InputError, match=r"inverse \[3, 3\]"):
+        ops.obs(torch.eye(3), torch.ones(1, 4), 1)
+    with pytest.raises(InputError, match="groups"):
+        ops.obs(torch.eye(3), torch.ones(1, 3), 1, keep=1, of=2)
+    with pytest.raises(NumericsError, match="weight holds NaN"):
+        ops.obs(torch.eye(3), torch.full((1, 3), torch.nan), 1)
+
+
+def test_real_layer(shared, generator):
+    """Same pivots on a fine-tuned layer, with the gram of its own real inputs."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    path = shared / "models" / "reviews-minilm"
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    lines = (shared / "data/review_sentences/train.tsv").read_text(encoding="utf-8").splitlines()[1:257]
+    batch = tokenizer([line.split("\t")[0] for line in lines], return_tensors="pt", padding=True)
+    site = model.bert.encoder.layer[2].attention.output.dense
+    seen = []
+    handle = site.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(**batch)
+    handle.remove()
+    keep = batch["attention_mask"]
+    gram = ops.gram(seen[0], keep, out=torch.zeros(384, 384, dtype=torch.float64)) / int(keep.sum())
+    gram += 1e-4 * gram.diagonal().mean() * torch.eye(384, dtype=torch.float64)
+    check_against_plain(gram, site.weight.detach().double()[:6], 300)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pyprune
+from pyprune import backends
+from pyprune.errors import BackendError
+
+
+def python(program, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=dict(os.environ, **environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_compiled_kernels_come_first():
+    for op in backends.operations():
+        assert backends.choose(op, "cpu").backend == "cpp", op
+
+
+def test_every_rejection_has_a_reason():
+    for op in backends.operations():
+        rejected = backends.choose(op, "cpu").rejected
+        assert {entry.backend for entry in rejected} == {"cuda", "triton", "reference"}
+        assert all(entry.reason for entry in rejected)
+
+
+def test_forcing_a_backend(monkeypatch):
+    monkeypatch.setenv(backends.FORCE, "reference")
+    assert backends.choose("gram", "cpu").backend == "reference"
+
+
+def test_forcing_an_unavailable_backend_says_why(monkeypatch):
+    monkeypatch.setenv(backends.FORCE, "triton")
+    with pytest.raises(BackendError, match="runs on cuda tensors, not on cpu"):
+        pyprune.ops.gram(torch.ones(2, 2))
+
+
+def test_forcing_an_unknown_backend(monkeypatch):
+    monkeypatch.setenv(backends.FORCE, "fortran")
+    with pytest.raises(BackendError, match="fortran.*\n.*cuda, triton, cpp, reference"):
+        pyprune.ops.gram(torch.ones(2, 2))
+
+
+def test_bad_thread_count(monkeypatch):
+    monkeypatch.setenv("PYPRUNE_NUM_THREADS", "many")
+    with pytest.raises(BackendError, match="PYPRUNE_NUM_THREADS"):
+        pyprune.ops.gram(torch.ones(2, 2))
+
+
+def test_describe_is_complete():
+    info = backends.describe()
+    assert info["pyprune"] == pyprune.__version__
+    assert info["extension"]["isa"] in info["extension"]["isas"]
+    assert set(info["ops"]) == set(backends.operations())
+    assert info["ops"]["gram"]["cpu"]["chosen"] == "cpp"
+
+
+def test_one_openmp_runtime():
+    # Two pools of threads on the same cores would be slower than either.
+    runtimes = backends.describe()["openmp_runtimes"]
+    assert len({os.path.basename(path) for path in runtimes}) <= 1, runtimes
+
+
+def test_without_the_extension_the_reference_serves_and_warns_once():
+    program = (
+        "import sys; sys.modules['pyprune._C'] = None\n"
+        "import torch, pyprune\n"
+        "for _ in range(3): pyprune.ops.gram(torch.ones(2, 2))\n"
+        "p = pyprune.LayerProblem(torch.ones(2, 4), torch.eye(4))\n"
+        "print(pyprune.backends.choose('gram', 'cpu').backend, pyprune.solve(p, pyprune.NM(2, 4)).error)\n"
+    )
+    done = python(program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["reference", "0.5"]
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert "pip install" in done.stderr
+
+
+def test_import_is_light():
+    program = (
+        "import sys, pyprune\n"
+        "heavy = ('transformers', 'datasets', 'textattack', 'rich', 'matplotlib', 'triton', 'pandas', 'pyarrow')\n"
+        "import torch; del sys.modules['torch']\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    baseline = python("import sys, torch; print([n for n in ('triton', 'rich', 'pandas') if n in sys.modules])")
+    done = python(program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == baseline.stdout.strip()

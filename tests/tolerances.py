@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one table of tolerances: what each arithmetic may lose against float64.
+
+Errors are measured as ``max |got - wanted| / scale``, with a scale that the test states (usually the largest
+magnitude of the exact result, or the sum of magnitudes that went into it).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Moments of float32/bf16/fp16 input: exact products in float32, chains of 256 in float32, float64 beyond.
+# c · eps32 · sqrt(256) with c = 1: 1.9e-6. float64 input: chains of 256 in float64.
+MOMENTS = {
+    torch.float32: 2e-6,
+    torch.bfloat16: 2e-6,
+    torch.float16: 2e-6,
+    torch.float64: 1e-13,
+}
+
+# Systems are solved in float64 whatever the input; what is left is condition · eps64, with the conditions the
+# tests use (up to 1e6), and the rounding of the stored result.
+SOLVE = 1e-8
+STORED = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 0.0}
+
+# Greedy OBS: thousands of dependent updates in float64.
+GREEDY = 1e-7
+
+
+def relative(got: Tensor, wanted: Tensor, scale: float | None = None) -> float:
+    """Largest deviation relative to ``scale`` (default: the largest magnitude wanted); NaN-safe."""
+    if wanted.numel() == 0:
+        assert got.shape == wanted.shape
+        return 0.0
+    size = float(wanted.double().abs().max()) if scale is None else scale
+    worst = float((got.double() - wanted.double()).abs().max())
+    return worst if size == 0.0 else worst / size
