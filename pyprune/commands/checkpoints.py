@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ HEADS = {
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
-def open_model(name: str, *, head: str | None = None) -> Any:
+def open_model(name: str, *, head: str | None = None, families: Sequence[str] | None = None) -> Any:
     """Load a fine-tuned encoder in float32, in evaluation mode.
 
     Parameters
@@ -37,6 +37,8 @@ def open_model(name: str, *, head: str | None = None) -> Any:
         Folder, or repository on the Hugging Face hub.
     head : str, optional
         ``"ForSequenceClassification"`` ...: required head; by default whichever the checkpoint was saved with.
+    families : sequence of str, optional
+        Values of ``config.model_type`` that will do; checked before the weights are read.
 
     Raises
     ------
@@ -45,6 +47,12 @@ def open_model(name: str, *, head: str | None = None) -> Any:
     """
     transformers = _transformers()
     config = _read_config(name)
+    if families is not None and config["model_type"] not in families:
+        raise InputError(
+            f"{name}: models of type {config['model_type']!r} cannot be pruned",
+            seen=f"architectures: {', '.join(map(str, config.get('architectures') or ['(not stated)']))}",
+            hint=f"one of {', '.join(families)}; or prune single matrices with pyprune.solve",
+        )
     architecture = (config.get("architectures") or [""])[0]
     suffix = next((known for known in HEADS if architecture.endswith(known)), None)
     if suffix is None or (head is not None and suffix != head):
@@ -218,4 +226,4 @@ def _hint(what: str, kind: str, text: str) -> str:
         return "tokenizer.json is damaged or from another version: copy it again from the original model"
     if "Safetensor" in kind or "safetensors" in text.lower() or "header" in text.lower():
         return "the weights file is damaged or cut short: copy it again (a Git LFS pointer is a text file of 130 bytes)"
-    return "the model family has to be one that transformers knows: pyprune info lists those that can be pruned"
+    return "a model of a type that the installed transformers knows"

@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked early, prune, evaluate, save, print."""
     _check_usage(arguments)
 
-    from pyprune import tasks
+    from pyprune import models, tasks
     from pyprune.commands.checkpoints import open_model, open_tokenizer
     from pyprune.progress import for_terminal
     from pyprune.tasks.metrics import compare
@@ -107,8 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
         _check_output(arguments.output, arguments.model)
     examples = tasks.load_texts(source, split=arguments.split, task=task, **columns)
     held_out = _held_out(arguments, task, columns)
-    model = open_model(arguments.model, head="ForSequenceClassification" if held_out is not None else None)
-    _check_family(model)
+    head = "ForSequenceClassification" if held_out is not None else None
+    model = open_model(arguments.model, head=head, families=models.families())
     tokenizer = open_tokenizer(arguments.model)
 
     with for_terminal(quiet=arguments.quiet) as progress:
@@ -199,12 +199,6 @@ def _check_output(output: Path, model: str) -> None:
         raise InputError("--output is the folder of the model itself", hint="another folder")
     check_target(target)
     common.writable_parent(target)
-
-
-def _check_family(model: Any) -> None:
-    from pyprune.models import adapter_for
-
-    adapter_for(model)
 
 
 def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any]) -> Any:

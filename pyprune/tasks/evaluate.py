@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -217,6 +218,8 @@ def _predict(
     order = sorted(range(len(encoded)), key=lambda row: (-len(encoded[row]["input_ids"]), row))
     predicted = [0] * len(encoded)
     device = next(model.parameters()).device
+    # DistilBERT takes no token_type_ids, and some tokenizers give them all the same
+    accepted = set(inspect.signature(model.forward).parameters)
     was_training = model.training
     model.eval()
     if progress is not None:
@@ -226,7 +229,8 @@ def _predict(
             for begin in range(0, len(order), batch_size):
                 rows = order[begin : begin + batch_size]
                 batch = tokenizer.pad([encoded[row] for row in rows], return_tensors="pt")
-                logits: Tensor = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
+                inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in accepted}
+                logits: Tensor = model(**inputs).logits
                 if not bool(torch.isfinite(logits).all()):
                     raise NumericsError(
                         "the model's outputs are not finite",

@@ -65,7 +65,7 @@ def read_table(path: Path) -> Table:
         )
     table = reader(path)
     if len(table) == 0:
-        raise InputError(f"{path} has a header but no rows" if table.columns else f"{path} has no text in it")
+        raise InputError(f"{path} has no text in it" if path.suffix.lower() == ".txt" else f"{path} has a header but no rows")
     return table
 
 
