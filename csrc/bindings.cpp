@@ -156,6 +156,12 @@ void gram_cuda(uintptr_t out, uintptr_t x, int type, int64_t tokens, int64_t col
     pyprune::cuda::gram(pointer<double>(out, square, "out"), pointer<const void>(x, all, "x"), element(type), tokens,
                         columns, stride, reinterpret_cast<const uint8_t*>(keep), reinterpret_cast<void*>(stream));
 }
+
+// Why the embedded code cannot run on a device, or "" when it can.
+std::string cuda_problem(int device) {
+    const std::string reason = pyprune::cuda::no_device_reason();
+    return reason.empty() ? pyprune::cuda::load_problem(device) : reason;
+}
 #endif
 
 // What was built, and what it would use here. Never throws, so that it can explain a broken set-up.
@@ -175,7 +181,9 @@ py::dict build_info() {
     info["cuda"] = true;
     info["cuda_archs"] = PYPRUNE_CUDA_ARCHS;
     info["cuda_runtime"] = pyprune::cuda::runtime_version();
+    info["cuda_driver"] = pyprune::cuda::driver_version();
     info["cuda_devices"] = pyprune::cuda::device_count();
+    info["cuda_no_device"] = pyprune::cuda::no_device_reason();
 #else
     info["cuda"] = false;
 #endif
@@ -195,6 +203,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("sparsegpt", &bound::sparsegpt);
 #if defined(PYPRUNE_HAS_CUDA)
     module.def("gram_cuda", &bound::gram_cuda);
+    module.def("cuda_problem", &bound::cuda_problem);
 #endif
     module.def("build_info", &bound::build_info);
 }

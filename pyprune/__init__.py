@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: F401  (before the compiled extension, so that both share torch's OpenMP runtime)
 
-
-
 from pyprune import ops, solvers
 from pyprune.errors import BackendError, InputError, NumericsError, PypruneError
 from pyprune.patterns import NM, Unstructured

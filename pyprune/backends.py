@@ -106,7 +106,10 @@ def unavailable(backend: str) -> str | None:
             return reason
         if not module.build_info()["cuda"]:
             return "pyprune was built without CUDA (no nvcc was found, or PYPRUNE_CUDA=OFF)"
-        return None if torch.cuda.is_available() else "torch sees no CUDA device"
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+        # An architecture the build did not cover is found here, not in the middle of a run.
+        return module.cuda_problem(torch.cuda.current_device()) or None
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     return None if torch.cuda.is_available() else "torch sees no CUDA device for triton"

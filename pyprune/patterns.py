@@ -97,9 +97,7 @@ class Unstructured:
                 hint="give the fraction of zeros, for example 0.5 for 50 %",
             )
         if self.scope not in ("row", "layer"):
-            raise InputError(
-                f"unknown scope {self.scope!r}", hint='scope="row" (each row alike) or scope="layer"'
-            )
+            raise InputError(f"unknown scope {self.scope!r}", hint='scope="row" (each row alike) or scope="layer"')
 
     def check(self, rows: int, cols: int, name: str = "weight") -> None:
         _check_matrix(rows, cols, name)

@@ -48,7 +48,7 @@ def test_forcing_an_unavailable_backend_says_why(monkeypatch):
 
 def test_forcing_an_unknown_backend(monkeypatch):
     monkeypatch.setenv(backends.FORCE, "fortran")
-    with pytest.raises(BackendError, match="fortran.*\n.*cuda, triton, cpp, reference"):
+    with pytest.raises(BackendError, match=r"fortran.*\n.*cuda, triton, cpp, reference"):
         pyprune.ops.gram(torch.ones(2, 2))
 
 

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from pyprune.models import Adapter
 
 
-def count(
-    model: nn.Module, adapter: Adapter, masks: Mapping[str, Tensor], tokens: float
-) -> dict[str, dict[str, int]]:
+def count(model: nn.Module, adapter: Adapter, masks: Mapping[str, Tensor], tokens: float) -> dict[str, dict[str, int]]:
     """Removed and total, by denominator.
 
     Parameters

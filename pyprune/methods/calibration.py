@@ -195,8 +195,10 @@ def _rows(
 def _texts(items: Iterable[Any], kind: type) -> list[Any]:
     found = []
     for index, item in enumerate(items):
-        fits = isinstance(item, str) if kind is str else (
-            isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(part, str) for part in item)
+        fits = (
+            isinstance(item, str)
+            if kind is str
+            else (isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(part, str) for part in item))
         )
         if not fits:
             want = "a text" if kind is str else "a pair of texts"
@@ -247,9 +249,7 @@ def _tokenised(data: Any, columns: Sequence[str], samples: int, length: int, see
     return _Rows([row for row in encoded if row["input_ids"]], len(data))
 
 
-def _encode(
-    texts: list[str], pairs: list[str] | None, tokenizer: Any, samples: int, length: int, seed: int
-) -> _Rows:
+def _encode(texts: list[str], pairs: list[str] | None, tokenizer: Any, samples: int, length: int, seed: int) -> _Rows:
     if not texts:
         raise InputError("the calibration data is empty", hint="at least a few hundred sentences")
     if tokenizer is None:

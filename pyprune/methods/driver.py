@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyprune import solvers
-from pyprune.methods.journal import FinishedBlock, Journal
+from pyprune.methods.journal import FinishedBlock, Journal, JournalError
 from pyprune.methods.recipe import Recipe
 from pyprune.models import Adapter
 from pyprune.models.streams import DualStream
@@ -139,9 +139,18 @@ class Driver:
         return finished
 
     def _restore(self, block: nn.Module, prefix: str, finished: FinishedBlock, outcome: Outcome) -> None:
-        for name, tensor in finished.tensors.items():
-            block.get_parameter(name).data.copy_(tensor)
-        outcome.masks |= {f"{prefix}.{name}": mask for name, mask in finished.masks.items()}
+        linears = self.adapter.linears(block)
+        own = _tensors(linears)
+        weights = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
+        if _shapes(finished.tensors) != _shapes(own) or _shapes(finished.masks) != weights:
+            raise JournalError(
+                f"the journal's {prefix} does not fit the model",
+                hint="remove the journal's folder and start again without resume",
+            )
+        for name, tensor in own.items():
+            tensor.copy_(finished.tensors[name])
+        # In the model's order, as in a run of one piece: the saved files are then the same byte for byte.
+        outcome.masks |= {f"{prefix}.{name}": finished.masks[name] for name in linears}
         outcome.records += finished.records
 
     def _prune_block(
@@ -226,10 +235,14 @@ class Driver:
 
 def _tensors(linears: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
     return {
-        f"{name}.{part}": value.detach().clone()
+        f"{name}.{part}": value.detach()
         for name, linear in linears.items()
         for part, value in linear.named_parameters()
     }
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 @contextmanager

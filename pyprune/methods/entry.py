@@ -193,9 +193,7 @@ def prune(
     device = next(model.parameters()).device
     kept = None
     if folder is not None:
-        kept = Journal(
-            folder, fingerprint(given_sha256, calibration.sha256, settings, device.type), resume=resume
-        )
+        kept = Journal(folder, fingerprint(given_sha256, calibration.sha256, settings, device.type), resume=resume)
     before = accounting.resident_bytes()
     work = model if inplace else copy.deepcopy(model)
     types = {name: p.dtype for name, p in [*work.named_parameters(), *work.named_buffers()]}
@@ -216,9 +214,7 @@ def prune(
     _restore_types(work, types)
     report = _report(prepared, outcome, work, given_sha256)
     report["seed"] = seed
-    report["settings"] = {
-        key: value for key, value in settings.items() if key not in ("batches", "seed")
-    } | {
+    report["settings"] = {key: value for key, value in settings.items() if key not in ("batches", "seed")} | {
         "sparsity": chosen.sparsity,
         "samples": DEFAULT_SAMPLES if samples is None else samples,
         "max_length": DEFAULT_LENGTH if max_length is None else max_length,

@@ -179,9 +179,7 @@ def make_plan(
     )
 
 
-def estimate(
-    model: nn.Module, adapter: Adapter, calibration: Calibration, *, spill: bool, inplace: bool
-) -> Memory:
+def estimate(model: nn.Module, adapter: Adapter, calibration: Calibration, *, spill: bool, inplace: bool) -> Memory:
     """Bytes a run needs beyond the model as given; meant to be an upper bound of a loose kind."""
     config: Any = model.config
     hidden, heads = int(config.hidden_size), int(config.num_attention_heads)

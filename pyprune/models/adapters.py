@@ -46,9 +46,7 @@ class Adapter:
         """The Transformer blocks, first to last."""
         found = _descend(getattr(model, "base_model", model), self.path)
         if not isinstance(found, nn.ModuleList) or not len(found):
-            raise InputError(
-                f"a {self.family} model without blocks at {self.path!r}", seen=type(model).__name__
-            )
+            raise InputError(f"a {self.family} model without blocks at {self.path!r}", seen=type(model).__name__)
         return list(found)
 
     def block_name(self, model: nn.Module, index: int) -> str:

@@ -212,9 +212,7 @@ def run_block(
 def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, plain fp32 products, no chunked feed-forward; all restored afterwards."""
     config: Any = getattr(model, "config", None)
-    flags = {
-        key: getattr(config, key) for key in ("output_attentions", "output_hidden_states") if hasattr(config, key)
-    }
+    flags = {key: getattr(config, key) for key in ("output_attentions", "output_hidden_states") if hasattr(config, key)}
     training = [(module, module.training) for module in model.modules()]
     chunked = [(m, m.chunk_size_feed_forward) for m in model.modules() if hasattr(m, "chunk_size_feed_forward")]
     precision = torch.get_float32_matmul_precision()

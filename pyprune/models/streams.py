@@ -19,6 +19,8 @@ from pyprune.models.replay import BlockCall, capture_call, hidden_of, run_block
 
 Batch = Mapping[str, Tensor]
 
+_ALIGN = 64  # floats; vector loads and the order of sums in a kernel can depend on alignment
+
 
 class Store(Protocol):
     """One float32 tensor of fixed shape per batch."""
@@ -29,19 +31,28 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """Keeps the tensors where they are."""
+    """Keeps the tensors in one block: no fragments between batches, and every tensor aligned alike in every run."""
 
-    def __init__(self) -> None:
-        self._tensors: dict[int, Tensor] = {}
+    def __init__(self, shapes: Sequence[Sequence[int]], device: torch.device) -> None:
+        sizes = [torch.Size(shape).numel() for shape in shapes]
+        starts = [0]
+        for size in sizes:
+            starts.append(starts[-1] + -(-size // _ALIGN) * _ALIGN)
+        block = torch.empty(starts[-1], dtype=torch.float32, device=device)
+        self._tensors = [
+            block[start : start + size].view(tuple(shape))
+            for start, size, shape in zip(starts[:-1], sizes, shapes, strict=True)
+        ]
 
     def get(self, index: int) -> Tensor:
+        """Return a view, which the next ``put`` at ``index`` overwrites."""
         return self._tensors[index]
 
     def put(self, index: int, value: Tensor) -> None:
-        self._tensors[index] = value.detach()
+        self._tensors[index].copy_(value.detach())
 
     def close(self) -> None:
-        self._tensors.clear()
+        self._tensors = []
 
 
 class DiskStore:
@@ -130,7 +141,7 @@ class DualStream:
         self._stores: dict[str, Store] = {}
         try:
             for name in ("dense", "pruned", "middle", "target"):
-                self._stores[name] = MemoryStore() if spill is None else DiskStore(spill, shapes, device)
+                self._stores[name] = MemoryStore(shapes, device) if spill is None else DiskStore(spill, shapes, device)
             for index, batch in enumerate(batches):
                 hidden, call = capture_call(model, first, batch)
                 self._calls.append(call)
@@ -199,9 +210,7 @@ class DualStream:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         (name,), (out,), attention = self._second[0], self._second[1], self._adapter.attention
         hidden = self._stores["dense"].get(batch)
-        seen = run_block(
-            dense, call, hidden, outputs=(name, out), substitute=self._attention_done(batch), stop=False
-        )
+        seen = run_block(dense, call, hidden, outputs=(name, out), substitute=self._attention_done(batch), stop=False)
         assert seen.hidden is not None
         self._stores["target"].put(batch, seen.outputs[out])
         self._stores["dense"].put(batch, seen.hidden)  # the dense stream is through this block

@@ -99,7 +99,8 @@ def _gram_cpp(out: Tensor, x: Tensor, keep: Tensor | None) -> None:
 @backends.implements("gram", "cuda")
 def _gram_cuda(out: Tensor, x: Tensor, keep: Tensor | None) -> None:
     if x.dtype == torch.float64:  # the kernels take their products in float32
-        return gram_reference(out, x, keep)
+        gram_reference(out, x, keep)
+        return
     total = out if out.dtype == torch.float64 else torch.zeros_like(out, dtype=torch.float64)
     with torch.cuda.device(x.device):
         backends.extension().gram_cuda(
@@ -119,7 +120,8 @@ def _gram_cuda(out: Tensor, x: Tensor, keep: Tensor | None) -> None:
 @backends.implements("gram", "triton")
 def _gram_triton(out: Tensor, x: Tensor, keep: Tensor | None) -> None:
     if x.dtype == torch.float64:
-        return gram_reference(out, x, keep)
+        gram_reference(out, x, keep)
+        return
     from pyprune.triton_kernels.gram import gram_accumulate  # imports triton, only where it is used
 
     gram_accumulate(out, x, keep)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyprune import backends
 from pyprune.errors import InputError
 
-_LIBRARY = torch.library.Library("pyprune", "DEF")
+_LIBRARY: Any = torch.library.Library("pyprune", "DEF")  # type: ignore[no-untyped-call]  # torch has no types here
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -45,9 +45,7 @@ def check_float(op: str, **tensors: Tensor) -> None:
         if not isinstance(tensor, Tensor):
             raise InputError(f"{op}: {name} must be a torch tensor", seen=type(tensor).__name__)
         if tensor.dtype not in FLOATS:
-            raise InputError(
-                f"{op}: {name} has dtype {tensor.dtype}", hint="float32, float64, bfloat16 or float16"
-            )
+            raise InputError(f"{op}: {name} has dtype {tensor.dtype}", hint="float32, float64, bfloat16 or float16")
 
 
 def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

@@ -60,9 +60,7 @@ def obs(
     """
     counts = _check(inverse, weight, count, keep, of)
     steps = int(counts.max()) if counts.numel() else 0
-    pruned, order, loss = _obs(
-        inverse.double().contiguous(), weight.double().contiguous(), counts, steps, keep, of
-    )
+    pruned, order, loss = _obs(inverse.double().contiguous(), weight.double().contiguous(), counts, steps, keep, of)
     if bool(torch.isnan(loss).any()):
         row = int(torch.nonzero(torch.isnan(loss).any(dim=1))[0])
         raise NumericsError(

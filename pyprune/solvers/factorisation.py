@@ -50,7 +50,8 @@ class Factorisation:
         damped = self.lower @ self.lower.T
         reverse = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)  # H = R Rᵀ, R upper
         identity = torch.eye(len(reverse), dtype=reverse.dtype, device=reverse.device)
-        return torch.linalg.solve_triangular(reverse, identity, upper=True)
+        upper: Tensor = torch.linalg.solve_triangular(reverse, identity, upper=True)
+        return upper
 
 
 class SharedGram:
@@ -116,9 +117,7 @@ class SharedGram:
                     f"damping raised from {damping:g} to {value:g} of the mean diagonal: "
                     "the gram is singular to working precision"
                 )
-                factor = Factorisation(
-                    factor.lower, factor.inverse, factor.ridge, value, factor.condition, (note,)
-                )
+                factor = Factorisation(factor.lower, factor.inverse, factor.ridge, value, factor.condition, (note,))
             return factor
         diagonal = self.matrix.diagonal()
         raise NumericsError(

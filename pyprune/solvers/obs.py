@@ -33,9 +33,7 @@ def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
         return Outcome(weight, _mask(order, rows, cols), factor)
     _, order, loss = ops.obs(factor.inverse, start, cols)
     mask = _mask(_allocate(order, loss, rows * cols - pattern.kept(rows, cols)), rows, cols)
-    weight = ops.masked_lstsq(
-        problem.gram, problem.rhs(), mask, anchor=problem.weight.double(), damp=factor.damping
-    )
+    weight = ops.masked_lstsq(problem.gram, problem.rhs(), mask, anchor=problem.weight.double(), damp=factor.damping)
     return Outcome(weight, mask, factor)
 
 

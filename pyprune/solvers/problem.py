@@ -80,7 +80,7 @@ class LayerProblem:
                 raise NumericsError(
                     f"{name}: {label} holds NaN or inf",
                     seen=f"{bad} of {tensor.numel()} entries are not finite",
-                    hint="check the checkpoint and the precision of the forward pass (fp16 overflows; use fp32 or bf16)",
+                    hint="check the checkpoint and the precision of the forward pass (fp16 overflows, bf16 does not)",
                 )
         self.name = name
         self.weight = weight.detach()

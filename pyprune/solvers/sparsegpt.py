@@ -29,9 +29,7 @@ def sparsegpt(problem: LayerProblem, pattern: Pattern, damping: float, *, block:
     start = problem.start(damping)
     if isinstance(pattern, NM):
         block = -(-block // pattern.of) * pattern.of
-        weight, mask = ops.sparsegpt(
-            start, factor.inverse_upper, keep=pattern.keep, of=pattern.of, block=block
-        )
+        weight, mask = ops.sparsegpt(start, factor.inverse_upper, keep=pattern.keep, of=pattern.of, block=block)
     elif isinstance(pattern, Unstructured):
         per_row = pattern.scope == "row"
         counts = _prune_per_block(pattern, problem.shape, block)

@@ -116,9 +116,7 @@ class Moments:
     def _check(self, inputs: Tensor, outputs: Mapping[str, Tensor], keep: Tensor | None) -> None:
         tokens = tuple(inputs.shape[:-1])
         if inputs.dim() < 1 or inputs.shape[-1] != self.in_features:
-            raise InputError(
-                f"{self.name}: inputs must be [..., {self.in_features}]", seen=str(list(inputs.shape))
-            )
+            raise InputError(f"{self.name}: inputs must be [..., {self.in_features}]", seen=str(list(inputs.shape)))
         if set(outputs) != set(self.outputs):
             raise InputError(
                 f"{self.name}: the outputs do not match", asked=str(list(self.outputs)), seen=str(list(outputs))

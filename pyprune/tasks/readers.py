@@ -65,7 +65,9 @@ def read_table(path: Path) -> Table:
         )
     table = reader(path)
     if len(table) == 0:
-        raise InputError(f"{path} has no text in it" if path.suffix.lower() == ".txt" else f"{path} has a header but no rows")
+        raise InputError(
+            f"{path} has no text in it" if path.suffix.lower() == ".txt" else f"{path} has a header but no rows"
+        )
     return table
 
 

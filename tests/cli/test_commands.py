@@ -177,8 +177,12 @@ def test_task_with_a_folder_of_splits(run: Run, model: Path, tmp_path: Path) -> 
 
 def test_question_answering_models_are_pruned(run: Run, tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path / "qa", head="qa", family="distilbert")
+    sentences = build_sentences(40)
     (tmp_path / "pairs.jsonl").write_text(
-        "".join(json.dumps({"question": a, "context": b}) + "\n" for a, b in zip(*[iter(build_sentences(40))] * 2)),
+        "".join(
+            json.dumps({"question": a, "context": b}) + "\n"
+            for a, b in zip(sentences[::2], sentences[1::2], strict=True)
+        ),
         encoding="utf-8",
     )
     outcome = run("prune", folder, "--data", tmp_path / "pairs.jsonl", "--output", tmp_path / "pruned")

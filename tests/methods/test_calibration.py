@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from pyprune.errors import InputError
 from pyprune.methods.calibration import Calibration, gather
 from pyprune.models import adapter_for
-from torch import Tensor, nn
 
 Tiny = Callable[..., nn.Module]
 TEXTS = [" ".join(["word"] * (1 + index % 17)) + f" {index}" for index in range(90)]

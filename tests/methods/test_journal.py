@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyprune
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import pyprune
 from pyprune.errors import InputError
 from pyprune.methods import JournalError
-from torch import Tensor, nn
 
 Tiny = Callable[..., nn.Module]
 Batches = Callable[..., list[dict[str, Tensor]]]
@@ -52,6 +55,7 @@ class _Progress:
 def _equal(one: pyprune.PruneResult, other: pyprune.PruneResult) -> None:
     a, b = one.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
+    assert list(one.masks) == list(other.masks)
     assert all(torch.equal(one.masks[name], other.masks[name]) for name in one.masks)
     for left, right in zip(one.report["layers"], other.report["layers"], strict=True):
         timeless = {key: value for key, value in left.items() if key != "seconds"}
@@ -146,6 +150,19 @@ def test_damage_is_named(tiny: Tiny, batches_of: Batches, tmp_path: Path) -> Non
     head.write_text("{")
     with pytest.raises(JournalError, match="cannot be read"):
         pyprune.prune(model, batches_of(2), journal=tmp_path, resume=True)
+
+
+def test_a_block_that_does_not_fit_the_model(tiny: Tiny, batches_of: Batches, tmp_path: Path) -> None:
+    model = tiny("bert", layers=1)
+    pyprune.prune(model, batches_of(2), journal=tmp_path)
+    path = tmp_path / "block-000.safetensors"
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    name = next(key for key in tensors if key.startswith("tensor:"))
+    for bad in ({**tensors, name: tensors[name][:1]}, {**tensors, "tensor:other.weight": torch.zeros(2)}):
+        save_file(bad, path, metadata)
+        with pytest.raises(JournalError, match="does not fit the model"):
+            pyprune.prune(model, batches_of(2), journal=tmp_path, resume=True)
 
 
 def test_a_full_disk_loses_no_finished_block(

@@ -8,9 +8,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import pyprune
 import pytest
 import torch
+from torch import Tensor, nn
+
+import pyprune
 from pyprune.errors import InputError, NumericsError
 from pyprune.methods.entry import RECIPES
 from pyprune.models import adapter_for
@@ -19,7 +21,6 @@ from pyprune.models.streams import DualStream
 from pyprune.patterns import kept_count
 from pyprune.solvers import LayerProblem
 from pyprune.stats import Moments
-from torch import Tensor, nn
 
 Tiny = Callable[..., nn.Module]
 Batches = Callable[..., list[dict[str, Tensor]]]
@@ -173,8 +174,7 @@ def test_rectify_and_solver_are_options(tiny: Tiny, batches_of: Batches) -> None
 def test_what_padding_holds_does_not_matter(tiny: Tiny, batches_of: Batches) -> None:
     model, batches = tiny("bert"), batches_of()
     other = [
-        {**batch, "input_ids": torch.where(batch["attention_mask"].bool(), batch["input_ids"], 57)}
-        for batch in batches
+        {**batch, "input_ids": torch.where(batch["attention_mask"].bool(), batch["input_ids"], 57)} for batch in batches
     ]
     wide = [{key: nn.functional.pad(value, (0, 9)) for key, value in batch.items()} for batch in batches]
     one = pyprune.prune(model, batches, sparsity=0.5)
@@ -183,9 +183,7 @@ def test_what_padding_holds_does_not_matter(tiny: Tiny, batches_of: Batches) -> 
         assert two.report["data"]["tokens"] == one.report["data"]["tokens"]
         for a, b in zip(one.report["layers"], two.report["layers"], strict=True):
             assert a["error"] == pytest.approx(b["error"], rel=0.02)
-        torch.testing.assert_close(
-            _logits(one.model, batches), _logits(two.model, batches), rtol=0.05, atol=0.05
-        )
+        torch.testing.assert_close(_logits(one.model, batches), _logits(two.model, batches), rtol=0.05, atol=0.05)
 
 
 def test_how_sentences_are_batched_does_not_matter(tiny: Tiny, batches_of: Batches) -> None:
@@ -289,9 +287,7 @@ def test_wrong_requests(tiny: Tiny, batches_of: Batches) -> None:
         pyprune.prune("some/path", batches)  # type: ignore[arg-type]
 
 
-def test_siblings_share_one_factorisation(
-    tiny: Tiny, batches_of: Batches, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_siblings_share_one_factorisation(tiny: Tiny, batches_of: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     original = LayerProblem.__init__
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
+
 from pyprune.errors import InputError, NumericsError
 from pyprune.models import adapter_for, families
-from torch import nn
 
 Tiny = Callable[..., nn.Module]
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from pyprune.errors import InputError
 from pyprune.models import adapter_for
 from pyprune.models.replay import quiet
 from pyprune.models.streams import DualStream
-from torch import Tensor, nn
 
 Tiny = Callable[..., nn.Module]
 Batches = Callable[..., list[dict[str, Tensor]]]
@@ -42,9 +43,7 @@ def _whole(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("head", ["classification", "qa"])
-def test_streams_follow_both_models(
-    tiny: Tiny, batches_of: Batches, family: str, head: str, attention: str
-) -> None:
+def test_streams_follow_both_models(tiny: Tiny, batches_of: Batches, family: str, head: str, attention: str) -> None:
     dense = tiny(family, head, attention=attention)
     pruned = copy.deepcopy(dense)
     adapter = adapter_for(dense)

@@ -112,7 +112,7 @@ def test_singular_support_is_reported(backend, generator):
     rhs = torch.randn(2, 30, dtype=torch.float64, generator=generator)
     mask = torch.ones(2, 30, dtype=torch.bool)
     mask[0, 3:] = False  # this row's support is regular
-    with pytest.raises(NumericsError, match="row 1 is singular.*1 of 2") as caught:
+    with pytest.raises(NumericsError, match=r"row 1 is singular.*1 of 2") as caught:
         ops.masked_lstsq(gram, rhs, mask)
     assert "damp" in str(caught.value)
 
@@ -123,9 +123,7 @@ def test_not_finite(backend, bad):
     tensors[bad] = tensors[bad].clone()
     tensors[bad][0, 0] = torch.inf
     with pytest.raises(NumericsError, match=f"{bad} holds NaN or inf"):
-        ops.masked_lstsq(
-            tensors["gram"], tensors["rhs"], torch.ones(1, 3).bool(), anchor=tensors["anchor"], damp=0.1
-        )
+        ops.masked_lstsq(tensors["gram"], tensors["rhs"], torch.ones(1, 3).bool(), anchor=tensors["anchor"], damp=0.1)
 
 
 def test_errors_say_what_was_seen():

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from pyprune.errors import InputError, NumericsError
 from pyprune.stats import Moments
-from torch import Tensor
 
 
 def _sample(tokens: int = 301, inputs: int = 7, outputs: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:

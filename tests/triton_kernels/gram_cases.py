@@ -11,8 +11,9 @@ import json
 import sys
 
 import torch
-from pyprune.triton_kernels.gram import Tile, gram_accumulate
 from torch import Tensor
+
+from pyprune.triton_kernels.gram import Tile, gram_accumulate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GUARD = 512  # NaN elements before and after every buffer
