@@ -134,7 +134,7 @@ class Report:
     def __post_init__(self) -> None:
         self.machine = machine()
         self.cases: list[dict[str, Any]] = []
-        print(f"{self.name}: {self.machine['cpu']}, {self.machine['threads']} threads, torch {torch.__version__}")
+        print(f"{self.name}: pyprune {pyprune.__version__} on {self.machine['cpu']}, {self.machine['threads']} threads, torch {torch.__version__}")
 
     def add(self, case: Mapping[str, Any], timings: Mapping[str, Timing], *, ours: str, **measured: Any) -> None:
         """Record one case; every other candidate's time is also given as a multiple of `ours`.
@@ -161,12 +161,29 @@ class Report:
         for key, value in measured.items():
             print(f"    {key}: {_short(value)}")
 
+    def record(self, case: Mapping[str, Any], **measured: Any) -> None:
+        """Record one case without candidates to compare."""
+        self.cases.append({**case, **measured})
+        print("  " + " ".join(f"{key}={value}" for key, value in case.items()))
+        for key, value in measured.items():
+            print(f"    {key}: {_short(value)}", flush=True)
+
+    def resume(self) -> list[dict[str, Any]]:
+        """Take over the cases of today's file, if there is one, and return them."""
+        if self._path.exists():
+            self.cases = json.loads(self._path.read_text())["cases"]
+        return list(self.cases)
+
+    @property
+    def _path(self) -> Path:
+        return RESULTS / f"{datetime.date.today().isoformat()}-{self.name}.json"
+
     def write(self) -> None:
         """Write `results/<date>-<name>.json`, in place of an earlier one of the same day."""
         if not self.write_file:
             return
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.date.today().isoformat()}-{self.name}.json"
+        path = self._path
         head = json.dumps({"name": self.name, "machine": self.machine})
         body = ",\n".join(json.dumps(case) for case in self.cases)
         path.write_text(f'{head[:-1]},\n"cases": [\n{body}\n]}}\n')
@@ -179,9 +196,12 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def arguments(description: str, *, rounds: int) -> argparse.Namespace:
-    """Parse the flags all benchmarks share, and set the number of threads."""
-    parser = argparse.ArgumentParser(description=description)
+def arguments(
+    description: str, *, rounds: int, add: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+) -> argparse.Namespace:
+    """Parse the flags all benchmarks share and those that `add` adds, and set the number of threads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add(parser)
     parser.add_argument("--rounds", type=int, default=rounds, help="measured rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads for all candidates")
     parser.add_argument("--quick", action="store_true", help="small shapes, one round: does it run at all?")
