@@ -134,7 +134,8 @@ class Report:
     def __post_init__(self) -> None:
         self.machine = machine()
         self.cases: list[dict[str, Any]] = []
-        print(f"{self.name}: pyprune {pyprune.__version__} on {self.machine['cpu']}, {self.machine['threads']} threads, torch {torch.__version__}")
+        facts = f"{self.machine['cpu']}, {self.machine['threads']} threads, torch {torch.__version__}"
+        print(f"{self.name}: pyprune {pyprune.__version__} on {facts}")
 
     def add(self, case: Mapping[str, Any], timings: Mapping[str, Timing], *, ours: str, **measured: Any) -> None:
         """Record one case; every other candidate's time is also given as a multiple of `ours`.
