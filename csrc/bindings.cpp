@@ -43,7 +43,9 @@ ElementType element(int code) {
     return static_cast<ElementType>(code);
 }
 
-void check_threads(int threads) { require(threads >= 1 && threads <= 4096, "threads must be 1 to 4096"); }
+void check_threads(int threads) {
+    require(threads >= 1 && threads <= 4096, "threads must be 1 to 4096");
+}
 
 void check_groups(int64_t columns, int64_t keep, int64_t of) {
     require(of >= 0 && keep >= 0 && keep <= of, "keep must be 0 to of");
@@ -58,8 +60,8 @@ void gram(uintptr_t out, uintptr_t x, int type, int64_t tokens, int64_t columns,
     check_threads(threads);
     const auto& run = pyprune::kernels();
     py::gil_scoped_release release;
-    run.gram(pointer<double>(out, columns, "out"), pointer<const void>(x, tokens * columns, "x"), element(type),
-             tokens, columns, stride, reinterpret_cast<const uint8_t*>(keep), threads);
+    run.gram(pointer<double>(out, columns, "out"), pointer<const void>(x, tokens * columns, "x"), element(type), tokens,
+             columns, stride, reinterpret_cast<const uint8_t*>(keep), threads);
 }
 
 void cross_gram(uintptr_t out, uintptr_t y, uintptr_t x, int type, int64_t tokens, int64_t targets, int64_t columns,
@@ -193,7 +195,8 @@ py::dict build_info() {
 }  // namespace bound
 
 PYBIND11_MODULE(_C, module) {
-    module.doc() = "Compiled kernels of pyprune. Internal: raw pointers in, nothing checked but sizes; use pyprune.ops.";
+    module.doc() =
+        "Compiled kernels of pyprune. Internal: raw pointers in, nothing checked but sizes; use pyprune.ops.";
     module.def("gram", &bound::gram);
     module.def("cross_gram", &bound::cross_gram);
     module.def("select", &bound::select);

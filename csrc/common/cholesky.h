@@ -17,7 +17,9 @@ namespace PYPRUNE_ISA {
 constexpr int64_t kBlockRows = 48;
 
 // Row stride a system of n needs: strips start at multiples of kBlockRows and may reach past the last column.
-inline int64_t cholesky_stride(int64_t n) { return padded(n + kStrip - 1); }
+inline int64_t cholesky_stride(int64_t n) {
+    return padded(n + kStrip - 1);
+}
 
 inline size_t cholesky_scratch(int64_t n) {
     return static_cast<size_t>(kBlockRows * panels(n, kPanel<double>) * kPanel<double> + n);

@@ -15,8 +15,12 @@ struct Float16 {
     uint16_t bits;
 };
 
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
+inline float widen(float value) {
+    return value;
+}
+inline double widen(double value) {
+    return value;
+}
 
 inline float widen(BFloat16 value) {
     const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;

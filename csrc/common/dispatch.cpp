@@ -16,11 +16,8 @@
 namespace pyprune {
 namespace {
 
-#define PYPRUNE_KERNELS(isa)                                                                                 \
-    {                                                                                                        \
-#isa, &isa::gram, &isa::cross_gram, &isa::select, &isa::nm, &isa::masked_lstsq, &isa::obs,           \
-            &isa::sparsegpt                                                                                  \
-    }
+#define PYPRUNE_KERNELS(isa)                                                                                           \
+    {#isa, &isa::gram, &isa::cross_gram, &isa::select, &isa::nm, &isa::masked_lstsq, &isa::obs, &isa::sparsegpt}
 
 #if defined(PYPRUNE_X86)
 const Kernels kAvx512 = PYPRUNE_KERNELS(avx512);

@@ -18,10 +18,12 @@ namespace PYPRUNE_ISA {
 
 // Columns of a panel: a multiple of both sides of the micro-tile for every instruction set.
 template <class Real>
-constexpr int kPanel = kTileVectors* Simd<Real>::lanes;
+constexpr int kPanel = kTileVectors * Simd<Real>::lanes;
 static_assert(kPanel<float> % kTileRows == 0 && kPanel<double> % kTileRows == 0, "tile must divide panel");
 
-inline int64_t panels(int64_t columns, int64_t width) { return (columns + width - 1) / width; }
+inline int64_t panels(int64_t columns, int64_t width) {
+    return (columns + width - 1) / width;
+}
 
 // Copy `depth` rows of `width` <= kPanel columns (row stride `stride`) into a zero-padded panel.
 template <class Real>
@@ -55,8 +57,8 @@ inline void micro_tile(Real* tile, const Real* left, const Real* right, int64_t 
 
 // C[rows][columns] += sign * (left panel)ᵀ (right panel); `mirror` also writes the transpose at C[j][i].
 template <class Real, class Out>
-inline void panel_product(Out* out, int64_t stride, const Real* left, const Real* right, int64_t depth,
-                          int64_t rows, int64_t columns, Out sign, Out* mirror = nullptr) {
+inline void panel_product(Out* out, int64_t stride, const Real* left, const Real* right, int64_t depth, int64_t rows,
+                          int64_t columns, Out sign, Out* mirror = nullptr) {
     alignas(64) Real tile[kTileRows * kPanel<Real>];
     for (int64_t base = 0; base < rows; base += kTileRows) {
         micro_tile(tile, left + base, right, depth);

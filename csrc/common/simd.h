@@ -22,15 +22,15 @@ constexpr int kTileRows = 8;     // rows of accumulators in the micro-kernel: 8 
 constexpr int kTileVectors = 3;  // vectors per accumulator row
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
-constexpr int kTileRows = 4;     // 4 x 3 of 16 registers
+constexpr int kTileRows = 4;  // 4 x 3 of 16 registers
 constexpr int kTileVectors = 3;
 #elif defined(__aarch64__)
 constexpr int kVectorBytes = 16;
-constexpr int kTileRows = 4;     // 4 x 4 of 32 registers
+constexpr int kTileRows = 4;  // 4 x 4 of 32 registers
 constexpr int kTileVectors = 4;
 #else
 constexpr int kVectorBytes = 16;
-constexpr int kTileRows = 2;     // 2 x 4 of 16 registers
+constexpr int kTileRows = 2;  // 2 x 4 of 16 registers
 constexpr int kTileVectors = 4;
 #endif
 

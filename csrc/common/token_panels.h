@@ -50,8 +50,8 @@ inline void chained_product(double* out, int64_t stride, const Real* left, const
                             int64_t rows, int64_t columns, double* mirror) {
     for (int64_t first = 0; first < count; first += kChain) {
         const int64_t depth = std::min(kChain, count - first);
-        panel_product<Real, double>(out, stride, left + first * kPanel<Real>, right + first * kPanel<Real>, depth,
-                                    rows, columns, 1.0, mirror);
+        panel_product<Real, double>(out, stride, left + first * kPanel<Real>, right + first * kPanel<Real>, depth, rows,
+                                    columns, 1.0, mirror);
     }
 }
 

@@ -10,7 +10,9 @@ namespace PYPRUNE_ISA {
 // Columns handled per register block; rows that take part must be padded to a multiple of it.
 constexpr int64_t kStrip = 4 * Simd<double>::lanes;
 
-inline int64_t padded(int64_t columns) { return (columns + kStrip - 1) / kStrip * kStrip; }
+inline int64_t padded(int64_t columns) {
+    return (columns + kStrip - 1) / kStrip * kStrip;
+}
 
 // row[0..kStrip) -= Σ_q coefficient[q] · matrix[q][0..kStrip), `stride` between rows of the matrix.
 struct Strip {

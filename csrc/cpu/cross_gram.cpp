@@ -13,8 +13,8 @@ namespace PYPRUNE_ISA {
 namespace {
 
 template <class Element>
-void cross_gram_of(double* out, const Element* y, const Element* x, int64_t tokens, int64_t targets,
-                   int64_t columns, int64_t y_stride, int64_t x_stride, const uint8_t* keep, int threads) {
+void cross_gram_of(double* out, const Element* y, const Element* x, int64_t tokens, int64_t targets, int64_t columns,
+                   int64_t y_stride, int64_t x_stride, const uint8_t* keep, int threads) {
     using Real = typename Arithmetic<Element>::Real;
     constexpr int64_t width = kPanel<Real>;
     const int64_t left = panels(targets, width), right = panels(columns, width);
@@ -40,9 +40,8 @@ void cross_gram_of(double* out, const Element* y, const Element* x, int64_t toke
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < left; ++i)
                 for (int64_t j = 0; j < right; ++j)
-                    chained_product<Real>(out + i * width * columns + j * width, columns,
-                                          packed_y + i * depth * width, packed_x + j * depth * width, used,
-                                          std::min(width, targets - i * width),
+                    chained_product<Real>(out + i * width * columns + j * width, columns, packed_y + i * depth * width,
+                                          packed_x + j * depth * width, used, std::min(width, targets - i * width),
                                           std::min(width, columns - j * width), nullptr);
         }
     }
@@ -54,17 +53,17 @@ void cross_gram(double* out, const void* y, const void* x, ElementType type, int
                 int64_t columns, int64_t y_stride, int64_t x_stride, const uint8_t* keep, int threads) {
     switch (type) {
         case ElementType::float32:
-            return cross_gram_of(out, static_cast<const float*>(y), static_cast<const float*>(x), tokens,
-                                 targets, columns, y_stride, x_stride, keep, threads);
+            return cross_gram_of(out, static_cast<const float*>(y), static_cast<const float*>(x), tokens, targets,
+                                 columns, y_stride, x_stride, keep, threads);
         case ElementType::bfloat16:
-            return cross_gram_of(out, static_cast<const BFloat16*>(y), static_cast<const BFloat16*>(x), tokens,
-                                 targets, columns, y_stride, x_stride, keep, threads);
+            return cross_gram_of(out, static_cast<const BFloat16*>(y), static_cast<const BFloat16*>(x), tokens, targets,
+                                 columns, y_stride, x_stride, keep, threads);
         case ElementType::float16:
-            return cross_gram_of(out, static_cast<const Float16*>(y), static_cast<const Float16*>(x), tokens,
-                                 targets, columns, y_stride, x_stride, keep, threads);
+            return cross_gram_of(out, static_cast<const Float16*>(y), static_cast<const Float16*>(x), tokens, targets,
+                                 columns, y_stride, x_stride, keep, threads);
         case ElementType::float64:
-            return cross_gram_of(out, static_cast<const double*>(y), static_cast<const double*>(x), tokens,
-                                 targets, columns, y_stride, x_stride, keep, threads);
+            return cross_gram_of(out, static_cast<const double*>(y), static_cast<const double*>(x), tokens, targets,
+                                 columns, y_stride, x_stride, keep, threads);
     }
 }
 

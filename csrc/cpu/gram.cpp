@@ -40,9 +40,8 @@ void gram_of(double* out, const Element* x, int64_t tokens, int64_t columns, int
                 for (int64_t j = i; j < count; ++j) {
                     double* tile = out + i * width * columns + j * width;
                     double* mirror = i == j ? nullptr : out + j * width * columns + i * width;
-                    chained_product(tile, columns, packed.data() + i * depth * width,
-                                    packed.data() + j * depth * width, used,
-                                    std::min(width, columns - i * width), std::min(width, columns - j * width),
+                    chained_product(tile, columns, packed.data() + i * depth * width, packed.data() + j * depth * width,
+                                    used, std::min(width, columns - i * width), std::min(width, columns - j * width),
                                     mirror);
                 }
         }

@@ -15,20 +15,16 @@ void cross_gram(double* out, const void* y, const void* x, ElementType type, int
 void select(uint8_t* mask, const void* scores, ElementType type, int64_t rows, int64_t columns, int64_t count,
             int threads);
 
-void nm(uint8_t* mask, const void* scores, ElementType type, int64_t groups, int64_t of, int64_t keep,
-        int threads);
+void nm(uint8_t* mask, const void* scores, ElementType type, int64_t groups, int64_t of, int64_t keep, int threads);
 
-void masked_lstsq(double* solution, int64_t* status, const double* system, const double* target,
-                  const uint8_t* mask, const double* inverse, const double* dense, int64_t rows,
-                  int64_t columns, int threads);
+void masked_lstsq(double* solution, int64_t* status, const double* system, const double* target, const uint8_t* mask,
+                  const double* inverse, const double* dense, int64_t rows, int64_t columns, int threads);
 
 void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
-         const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of,
-         int threads);
+         const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads);
 
-void sparsegpt(double* weight, uint8_t* mask, const double* factor, const int64_t* prune, int64_t rows,
-               int64_t columns, int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of,
-               int threads);
+void sparsegpt(double* weight, uint8_t* mask, const double* factor, const int64_t* prune, int64_t rows, int64_t columns,
+               int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads);
 
 }  // namespace PYPRUNE_ISA
 }  // namespace pyprune

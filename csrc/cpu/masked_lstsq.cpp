@@ -39,8 +39,8 @@ int64_t solve_gathered(Workspace& work, const double* matrix, const double* rhs,
     return failed;
 }
 
-int64_t by_support(double* solution, Workspace& work, const double* system, const double* target,
-                   const uint8_t* mask, int64_t columns) {
+int64_t by_support(double* solution, Workspace& work, const double* system, const double* target, const uint8_t* mask,
+                   int64_t columns) {
     int64_t n = 0;
     for (int64_t j = 0; j < columns; ++j)
         if (mask[j]) work.index[n++] = j;
@@ -71,9 +71,8 @@ int64_t by_complement(double* solution, Workspace& work, const double* inverse, 
 
 }  // namespace
 
-void masked_lstsq(double* solution, int64_t* status, const double* system, const double* target,
-                  const uint8_t* mask, const double* inverse, const double* dense, int64_t rows,
-                  int64_t columns, int threads) {
+void masked_lstsq(double* solution, int64_t* status, const double* system, const double* target, const uint8_t* mask,
+                  const double* inverse, const double* dense, int64_t rows, int64_t columns, int threads) {
     threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, rows)));
     Buffer<int64_t> kept(static_cast<size_t>(rows));
     int64_t largest = 0;

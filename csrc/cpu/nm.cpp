@@ -44,8 +44,7 @@ void select_groups(uint8_t* mask, const Real* scores, int64_t groups, int64_t of
 
 }  // namespace
 
-void nm(uint8_t* mask, const void* scores, ElementType type, int64_t groups, int64_t of, int64_t keep,
-        int threads) {
+void nm(uint8_t* mask, const void* scores, ElementType type, int64_t groups, int64_t of, int64_t keep, int threads) {
     if (type == ElementType::float64)
         select_groups(mask, static_cast<const double*>(scores), groups, of, keep, threads);
     else

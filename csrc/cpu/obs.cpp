@@ -241,8 +241,7 @@ class RowPruner {
 }  // namespace
 
 void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
-         const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of,
-         int threads) {
+         const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads) {
     threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, rows)));
     const bool own_base = steps > kMostSteps;
     const size_t reals = (Workspace::doubles(columns, own_base) + 7) / 8 * 8;  // threads on separate cache lines

@@ -71,9 +71,8 @@ void sweep_row(double* weight, uint8_t* mask, const double* factor, int64_t colu
 
 }  // namespace
 
-void sparsegpt(double* weight, uint8_t* mask, const double* factor, const int64_t* prune, int64_t rows,
-               int64_t columns, int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of,
-               int threads) {
+void sparsegpt(double* weight, uint8_t* mask, const double* factor, const int64_t* prune, int64_t rows, int64_t columns,
+               int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads) {
     if (rows == 0 || columns == 0) return;
     block = std::min(block, columns);
     const int64_t row_panels = panels(rows, kWide), column_panels = panels(columns, kWide);

@@ -17,4 +17,4 @@ inline void check(cudaError_t status, const char* what) {
     }
 }
 
-} // namespace pyprune::cuda
+}  // namespace pyprune::cuda

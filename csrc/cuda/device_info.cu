@@ -21,12 +21,12 @@ std::string text_of(cudaError_t status) {
     return std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ")";
 }
 
-} // namespace
+}  // namespace
 
 int device_count() noexcept {
     int count = 0;
     if (cudaGetDeviceCount(&count) != cudaSuccess) {
-        (void)cudaGetLastError(); // a missing GPU is an answer here, not a pending error
+        (void)cudaGetLastError();  // a missing GPU is an answer here, not a pending error
         return 0;
     }
     return count;
@@ -75,4 +75,4 @@ std::string load_problem(int device) {
     return status == cudaSuccess ? "" : text_of(status);
 }
 
-} // namespace pyprune::cuda
+}  // namespace pyprune::cuda

@@ -26,4 +26,4 @@ std::string compiled_archs();
 /// current device is left as it was. Throws std::runtime_error when `device` does not exist.
 std::string load_problem(int device);
 
-} // namespace pyprune::cuda
+}  // namespace pyprune::cuda

@@ -34,8 +34,8 @@ namespace pyprune::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kDepth = 16;  // tokens per panel
-constexpr int kChain = 256; // tokens per float32 chain; a multiple of kDepth
+constexpr int kDepth = 16;   // tokens per panel
+constexpr int kChain = 256;  // tokens per float32 chain; a multiple of kDepth
 
 __device__ __forceinline__ float to_float(float value) {
     return value;
@@ -50,8 +50,7 @@ __device__ __forceinline__ float to_float(__half value) {
 /// Row and column of the index-th tile of the lower triangle, counted row by row.
 __device__ __forceinline__ void lower_tile(unsigned index, int& row, int& column) {
     // sqrtf is off by far less than one row; the loops settle the rounding exactly.
-    unsigned guess =
-        static_cast<unsigned>((sqrtf(8.0f * static_cast<float>(index) + 1.0f) - 1.0f) * 0.5f);
+    unsigned guess = static_cast<unsigned>((sqrtf(8.0f * static_cast<float>(index) + 1.0f) - 1.0f) * 0.5f);
     while (static_cast<std::uint64_t>(guess) * (guess + 1) / 2 > index) {
         --guess;
     }
@@ -64,21 +63,20 @@ __device__ __forceinline__ void lower_tile(unsigned index, int& row, int& column
 
 template <typename Element, int Tile, int MicroRows, int MicroCols>
 __global__ void __launch_bounds__(kThreads)
-    gram_kernel(double* __restrict__ out, const Element* __restrict__ x, std::int64_t tokens,
-                std::int64_t columns, std::int64_t row_stride,
-                const std::uint8_t* __restrict__ keep) {
+    gram_kernel(double* __restrict__ out, const Element* __restrict__ x, std::int64_t tokens, std::int64_t columns,
+                std::int64_t row_stride, const std::uint8_t* __restrict__ keep) {
     static_assert((Tile / MicroRows) * (Tile / MicroCols) == kThreads, "one patch per thread");
     static_assert(kThreads % Tile == 0 && kChain % kDepth == 0, "whole rows and whole panels");
     constexpr int kTokensPerPass = kThreads / Tile;
     constexpr int kPasses = kDepth / kTokensPerPass;
     constexpr int kAcross = Tile / MicroCols;
 
-    __shared__ __align__(16) float panels[2][2][kDepth][Tile]; // [buffer][side][token][column]
+    __shared__ __align__(16) float panels[2][2][kDepth][Tile];  // [buffer][side][token][column]
 
     int tile_row, tile_column;
     lower_tile(blockIdx.x, tile_row, tile_column);
     const bool diagonal = tile_row == tile_column;
-    const int right = diagonal ? 0 : 1; // on the diagonal both sides are the same panel
+    const int right = diagonal ? 0 : 1;  // on the diagonal both sides are the same panel
     const std::int64_t first_row = static_cast<std::int64_t>(tile_row) * Tile;
     const std::int64_t first_column = static_cast<std::int64_t>(tile_column) * Tile;
 
@@ -125,7 +123,7 @@ __global__ void __launch_bounds__(kThreads)
         const std::int64_t next = start + kDepth;
         const bool more = next < tokens;
         if (more) {
-            fetch(next); // in flight while this panel is multiplied
+            fetch(next);  // in flight while this panel is multiplied
         }
 #pragma unroll
         for (int token = 0; token < kDepth; ++token) {
@@ -157,7 +155,7 @@ __global__ void __launch_bounds__(kThreads)
             }
         }
         if (more) {
-            stash(buffer ^ 1); // last read one iteration ago, before the barrier below
+            stash(buffer ^ 1);  // last read one iteration ago, before the barrier below
         }
         __syncthreads();
         buffer ^= 1;
@@ -185,12 +183,11 @@ std::int64_t lower_tiles(std::int64_t columns, int tile) {
 }
 
 template <typename Element, int Tile, int MicroRows, int MicroCols>
-void launch_tile(double* out, const void* x, std::int64_t tokens, std::int64_t columns,
-                 std::int64_t row_stride, const std::uint8_t* keep, cudaStream_t stream) {
+void launch_tile(double* out, const void* x, std::int64_t tokens, std::int64_t columns, std::int64_t row_stride,
+                 const std::uint8_t* keep, cudaStream_t stream) {
     const std::int64_t blocks = lower_tiles(columns, Tile);
     if (blocks > INT_MAX) {
-        throw std::runtime_error("gram: too many columns for one launch: " +
-                                 std::to_string(columns));
+        throw std::runtime_error("gram: too many columns for one launch: " + std::to_string(columns));
     }
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
@@ -202,8 +199,8 @@ void launch_tile(double* out, const void* x, std::int64_t tokens, std::int64_t c
 }
 
 template <typename Element>
-void launch(double* out, const void* x, std::int64_t tokens, std::int64_t columns,
-            std::int64_t row_stride, const std::uint8_t* keep, cudaStream_t stream) {
+void launch(double* out, const void* x, std::int64_t tokens, std::int64_t columns, std::int64_t row_stride,
+            const std::uint8_t* keep, cudaStream_t stream) {
     int device = 0;
     int processors = 0;
     check(cudaGetDevice(&device), "gram: current device");
@@ -216,7 +213,7 @@ void launch(double* out, const void* x, std::int64_t tokens, std::int64_t column
     }
 }
 
-} // namespace
+}  // namespace
 
 void gram(double* out, const void* x, ElementType type, std::int64_t tokens, std::int64_t columns,
           std::int64_t row_stride, const std::uint8_t* keep, void* stream) {
@@ -225,16 +222,16 @@ void gram(double* out, const void* x, ElementType type, std::int64_t tokens, std
     }
     const auto queue = static_cast<cudaStream_t>(stream);
     switch (type) {
-    case ElementType::float32:
-        return launch<float>(out, x, tokens, columns, row_stride, keep, queue);
-    case ElementType::bfloat16:
-        return launch<__nv_bfloat16>(out, x, tokens, columns, row_stride, keep, queue);
-    case ElementType::float16:
-        return launch<__half>(out, x, tokens, columns, row_stride, keep, queue);
-    case ElementType::float64:
-        break;
+        case ElementType::float32:
+            return launch<float>(out, x, tokens, columns, row_stride, keep, queue);
+        case ElementType::bfloat16:
+            return launch<__nv_bfloat16>(out, x, tokens, columns, row_stride, keep, queue);
+        case ElementType::float16:
+            return launch<__half>(out, x, tokens, columns, row_stride, keep, queue);
+        case ElementType::float64:
+            break;
     }
     throw std::runtime_error("gram: the CUDA kernel takes float32, bfloat16 or float16");
 }
 
-} // namespace pyprune::cuda
+}  // namespace pyprune::cuda

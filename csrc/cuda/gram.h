@@ -28,4 +28,4 @@ namespace pyprune::cuda {
 void gram(double* out, const void* x, ElementType type, std::int64_t tokens, std::int64_t columns,
           std::int64_t row_stride, const std::uint8_t* keep, void* stream);
 
-} // namespace pyprune::cuda
+}  // namespace pyprune::cuda

@@ -35,7 +35,7 @@ inline dim3 block_index;
 inline std::barrier<>* block_barrier = nullptr;
 inline int multiprocessors = 1;
 inline long launches = 0;
-} // namespace emulated
+}  // namespace emulated
 
 #define threadIdx (::emulated::thread_index)
 #define blockIdx (::emulated::block_index)

@@ -27,12 +27,12 @@ struct Case {
     ElementType type;
     std::int64_t tokens, columns, row_stride;
     bool keep;
-    int processors; // what the device claims; decides the tile
+    int processors;  // what the device claims; decides the tile
 };
 
 std::uint32_t state = 20261120u;
 
-float uniform() { // in [-1, 1), 10 bits, so that every type holds it exactly
+float uniform() {  // in [-1, 1), 10 bits, so that every type holds it exactly
     state = state * 1664525u + 1013904223u;
     return static_cast<float>(static_cast<int>(state >> 22) - 512) / 512.0f;
 }
@@ -40,15 +40,15 @@ float uniform() { // in [-1, 1), 10 bits, so that every type holds it exactly
 std::uint16_t bfloat16_bits(float value) {
     std::uint32_t wide;
     std::memcpy(&wide, &value, sizeof wide);
-    return static_cast<std::uint16_t>(wide >> 16); // truncation is as good as rounding here
+    return static_cast<std::uint16_t>(wide >> 16);  // truncation is as good as rounding here
 }
 
-std::uint16_t half_bits(float value) { // exact: |value| <= 1 with steps of 1/512
+std::uint16_t half_bits(float value) {  // exact: |value| <= 1 with steps of 1/512
     if (value == 0.0f || value != value) {
         return value == value ? 0 : 0x7e00;
     }
     int exponent;
-    const float mantissa = std::frexp(std::fabs(value), &exponent); // in [0.5, 1)
+    const float mantissa = std::frexp(std::fabs(value), &exponent);  // in [0.5, 1)
     const auto fraction = static_cast<std::uint16_t>(std::ldexp(mantissa, 11) - 1024.0f);
     const auto sign = static_cast<std::uint16_t>(value < 0.0f ? 0x8000 : 0);
     return static_cast<std::uint16_t>(sign | ((exponent + 14) << 10) | fraction);
@@ -85,7 +85,7 @@ bool run(const Case& c, const char* name) {
     const std::int64_t length = c.tokens == 0 ? 0 : (c.tokens - 1) * c.row_stride + c.columns;
     // new[] of the exact size: a vector may round its capacity up and hide an overrun.
     std::unique_ptr<Element[]> x(new Element[length]);
-    std::fill_n(x.get(), length, make<Element>(nan)); // also between the rows
+    std::fill_n(x.get(), length, make<Element>(nan));  // also between the rows
     std::unique_ptr<std::uint8_t[]> keep(new std::uint8_t[c.tokens]);
     for (std::int64_t t = 0; t < c.tokens; ++t) {
         keep[t] = !c.keep || (t * 7 + 1) % 3 != 0 ? (t % 2 == 0 ? 1 : 255) : 0;
@@ -96,13 +96,12 @@ bool run(const Case& c, const char* name) {
     }
     const std::int64_t size = c.columns * c.columns;
     std::unique_ptr<double[]> out(new double[size]), again(new double[size]);
-    std::fill_n(out.get(), size, 0.25); // accumulation, not assignment
+    std::fill_n(out.get(), size, 0.25);  // accumulation, not assignment
     std::fill_n(again.get(), size, 0.25);
     emulated::multiprocessors = c.processors;
     const std::uint8_t* mask = c.keep ? keep.get() : nullptr;
     for (double* target : {out.get(), again.get()}) {
-        pyprune::cuda::gram(target, x.get(), c.type, c.tokens, c.columns, c.row_stride, mask,
-                            nullptr);
+        pyprune::cuda::gram(target, x.get(), c.type, c.tokens, c.columns, c.row_stride, mask, nullptr);
     }
 
     double worst = 0.0, squares = 0.0;
@@ -112,15 +111,14 @@ bool run(const Case& c, const char* name) {
             double sum = 0.0, scale = 0.0;
             for (std::int64_t t = 0; t < c.tokens; ++t) {
                 if (keep[t]) {
-                    const double product =
-                        read(x[t * c.row_stride + i]) * read(x[t * c.row_stride + j]);
+                    const double product = read(x[t * c.row_stride + i]) * read(x[t * c.row_stride + j]);
                     sum += product;
                     scale += std::fabs(product);
                 }
             }
             const double value = out[i * c.columns + j];
             const double error = std::fabs(value - 0.25 - sum) / std::max(scale, 1e-3);
-            worst = error <= worst ? worst : error; // lets NaN through
+            worst = error <= worst ? worst : error;  // lets NaN through
             squares += error * error;
             same = same && value == out[j * c.columns + i] && value == again[i * c.columns + j];
         }
@@ -129,8 +127,8 @@ bool run(const Case& c, const char* name) {
     const double rms = size == 0 ? 0.0 : std::sqrt(squares / static_cast<double>(size));
     const bool ok = same && worst <= 16.0 * u && rms <= 8.0 * u;
     std::printf("%s %lld %lld %lld %d %d | %.2e %.2e %s\n", name, static_cast<long long>(c.tokens),
-                static_cast<long long>(c.columns), static_cast<long long>(c.row_stride), c.keep,
-                c.processors, worst, rms, ok ? "ok" : "FAIL");
+                static_cast<long long>(c.columns), static_cast<long long>(c.row_stride), c.keep, c.processors, worst,
+                rms, ok ? "ok" : "FAIL");
     return ok;
 }
 
@@ -145,7 +143,7 @@ bool refuses_float64() {
     return false;
 }
 
-} // namespace
+}  // namespace
 
 int main() {
     const auto f32 = ElementType::float32;
@@ -153,14 +151,11 @@ int main() {
     const auto f16 = ElementType::float16;
     const Case cases[] = {
         // one processor: tile 64; many: tile 32
-        {f32, 0, 5, 5, false, 1},       {f32, 3, 0, 0, false, 1},
-        {f32, 1, 1, 1, false, 1},       {f32, 1, 1, 1, false, 999},
-        {f32, 16, 64, 64, true, 1},     {f32, 17, 65, 67, true, 1},
-        {f32, 255, 31, 31, false, 999}, {f32, 256, 33, 40, true, 99},
-        {f32, 257, 71, 71, true, 999},  {f32, 1031, 131, 137, true, 1},
-        {bf16, 37, 67, 70, true, 1},    {bf16, 300, 37, 37, true, 999},
-        {f16, 37, 67, 70, true, 1},     {f16, 300, 37, 37, true, 999},
-        {f32, 50, 40, 0, false, 1},
+        {f32, 0, 5, 5, false, 1},       {f32, 3, 0, 0, false, 1},      {f32, 1, 1, 1, false, 1},
+        {f32, 1, 1, 1, false, 999},     {f32, 16, 64, 64, true, 1},    {f32, 17, 65, 67, true, 1},
+        {f32, 255, 31, 31, false, 999}, {f32, 256, 33, 40, true, 99},  {f32, 257, 71, 71, true, 999},
+        {f32, 1031, 131, 137, true, 1}, {bf16, 37, 67, 70, true, 1},   {bf16, 300, 37, 37, true, 999},
+        {f16, 37, 67, 70, true, 1},     {f16, 300, 37, 37, true, 999}, {f32, 50, 40, 0, false, 1},
     };
     bool ok = refuses_float64();
     for (const Case& c : cases) {
