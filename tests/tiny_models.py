@@ -52,6 +52,8 @@ def build_model(
     if family == "electra":
         sizes["embedding_size"] = 16
     name = _CLASSES[family]
+    if not getattr(getattr(transformers, name + _HEADS[head]), "_supports_sdpa", True):
+        sizes["attn_implementation"] = "eager"  # Electra in transformers 4
     settings = getattr(transformers, name + "Config")(**{**sizes, **config})
     state = torch.get_rng_state()
     torch.manual_seed(seed)
