@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import pyprune
+from pyprune import demo, tasks
+from pyprune.result import load_report
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -69,8 +72,11 @@ def test_prune_model(tmp_path: Path) -> None:
     right = {name: int(re.search(r"\((\d+) of 60,", lines[name])[1]) for name in ("dense", "pruned")}  # type: ignore[index]
     assert right["dense"] >= 51
     assert right["pruned"] >= 45  # half of 60 by guessing, plus four standard deviations
-    report = pyprune.result.load_report(tmp_path / "pruned")
-    assert lines["error"].startswith(f"{report['mean_error']:.2%} on average")
+    assert lines["error"].startswith(f"{load_report(tmp_path / 'pruned')['mean_error']:.2%} on average")
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "pruned")
+    held_out = tasks.load_texts(demo.test_file(), limit=60)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "pruned")
+    assert lines["pruned"] == tasks.evaluate(saved, held_out, tokenizer=tokenizer).describe()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

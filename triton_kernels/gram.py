@@ -124,12 +124,12 @@ def gram_kernel(  # type: ignore[no-untyped-def]
 
     below = out_ptr + rows[:, None] * columns + cols[None, :]
     above = out_ptr + cols[None, :] * columns + rows[:, None]
-    inside = row_ok[:, None] & col_ok[None, :]
-    was = tl.load(below, mask=inside, other=0.0)
-    tl.store(below, (was.to(tl.float64) + total).to(was.dtype), mask=inside)
-    if tile_row != tile_column:
-        was = tl.load(above, mask=inside, other=0.0)
-        tl.store(above, (was.to(tl.float64) + total).to(was.dtype), mask=inside)
+    # One sum serves an entry and its mirror image, on the diagonal's own tiles too, whatever order a dot sums in.
+    lower = row_ok[:, None] & col_ok[None, :] & (rows[:, None] >= cols[None, :])
+    was = tl.load(below, mask=lower, other=0.0)
+    now = (was.to(tl.float64) + total).to(was.dtype)
+    tl.store(below, now, mask=lower)
+    tl.store(above, now, mask=lower)
 
 
 def gram_accumulate(
@@ -144,7 +144,7 @@ def gram_accumulate(
     Parameters
     ----------
     out : Tensor, shape (columns, columns), float32 or float64
-        Contiguous; must not overlap the inputs. Keeps its symmetry to the bit.
+        Contiguous, symmetric (only its lower triangle is read); must not overlap the inputs.
     x : Tensor, shape (tokens, columns), float32, bfloat16 or float16
         Any strides.
     keep : Tensor, shape (tokens,), bool or uint8, optional

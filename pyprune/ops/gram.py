@@ -27,7 +27,7 @@ def gram(
     keep : Tensor of bool, shape (...), optional
         ``False`` for padding. Padded rows are never read, so NaN there does no harm.
     out : Tensor, shape (in, in), optional
-        float32 or float64, contiguous; the sum is added to it and it is returned. Without it a new tensor:
+        float32 or float64, contiguous, symmetric; the sum is added to it and it is returned. Without it a new tensor:
         float64 for float64 input, else float32.
 
     Notes

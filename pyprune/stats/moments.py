@@ -142,10 +142,9 @@ class Moments:
         ops.gram(x, out=self._gram)
         if self.outputs:
             ops.cross_gram(y, x, out=self._cross)
-        for part in x.split(_CACHED):
-            self._sum += part.double().sum(dim=0)
-        for part in y.split(_CACHED):
-            exact = part.double()
+        for start in range(0, self._held, _CACHED):
+            self._sum += x[start : start + _CACHED].double().sum(dim=0)
+            exact = y[start : start + _CACHED].double()
             self._target_sum += exact.sum(dim=0)
             self._target_square += exact.square_().sum(dim=0)
         self._tokens += self._held
