@@ -100,7 +100,12 @@ def unavailable(backend: str) -> str | None:
         return None
     module, reason = _load_extension()
     if backend == "cpp":
-        return None if module is not None else reason
+        if module is None:
+            return reason
+        problem = module.build_info().get("isa_error")
+        if problem:  # asked for by name: an error, not a reason to compute slowly
+            raise BackendError(problem, hint="unset PYPRUNE_CPU_ISA, or one of those")
+        return None
     if backend == "cuda":
         if module is None:
             return reason
@@ -170,6 +175,12 @@ def threads() -> int:
     if not text.isdigit() or int(text) < 1:
         raise BackendError(f"PYPRUNE_NUM_THREADS={text!r} is not a positive whole number")
     return int(text)
+
+
+def instructions() -> str:
+    """Instruction set of the compiled CPU kernels in this process; "none" without them."""
+    module, _ = _load_extension()
+    return "none" if module is None else str(module.build_info()["isa"])
 
 
 def operations() -> tuple[str, ...]:

@@ -145,7 +145,8 @@ class NM:
     of: int
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.keep, int) and isinstance(self.of, int)) or not 0 <= self.keep <= self.of:
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (self.keep, self.of))
+        if not whole or not 0 <= self.keep <= self.of:
             raise InputError(
                 "N:M needs whole numbers with 0 <= keep <= of",
                 seen=f"keep={self.keep!r}, of={self.of!r}",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ class PruneResult:
         save_file(packed, folder / MASKS, metadata={"shapes": json.dumps(shapes)})
         text = json.dumps(self.report, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / REPORT).write_text(text + "\n", encoding="utf-8")
+        mode = stat.S_IMODE((folder / REPORT).stat().st_mode)
         for file in folder.iterdir():
+            file.chmod(mode)  # safetensors writes files only their owner can read
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         sync_folder(folder)

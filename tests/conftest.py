@@ -15,8 +15,6 @@ from pyprune import backends
 # tests/ holds helper modules (tolerances) next to test files; importlib mode does not put it on the path.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "ops")]
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-
 
 @pytest.fixture(params=["cpp", "reference"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -38,11 +36,3 @@ def _same_global_random_state() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.random.set_rng_state(state)
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """Folder with real checkpoints and data beside the checkout; tests that need it skip where it is absent."""
-    if not SHARED.is_dir():
-        pytest.skip("no ../shared beside the checkout: real checkpoints and data are not there")
-    return SHARED

@@ -66,6 +66,15 @@ def test_describe_is_complete():
     assert info["ops"]["gram"]["cpu"]["chosen"] == "cpp"
 
 
+def test_unknown_instruction_set():
+    program = (
+        "import torch, pyprune\ntry: pyprune.ops.gram(torch.ones(2, 2))\nexcept pyprune.BackendError as e: print(e)"
+    )
+    done = python(program, PYPRUNE_CPU_ISA="mmx")
+    assert "PYPRUNE_CPU_ISA=mmx is not available" in done.stdout, done.stderr
+    assert "baseline" in done.stdout
+
+
 def test_one_openmp_runtime():
     # Two pools of threads on the same cores would be slower than either.
     runtimes = backends.describe()["openmp_runtimes"]

@@ -66,7 +66,7 @@ def _text(record: dict[str, Any]) -> str:
             chosen.append((op, device, choice["chosen"] or "none", ""))
             reasons = [(entry["backend"], entry["reason"]) for entry in choice.get("rejected", ())]
             if choice.get("error"):
-                reasons.insert(0, ("error", " ".join(choice["error"].split())))
+                chosen.append(("", "", "", " ".join(choice["error"].split())))
             chosen += [("", "", "", f"not {backend}: {reason}") for backend, reason in reasons]
     parts.append(common.table(chosen, ("op", "device", "uses", "")))
     return "\n".join(parts)

@@ -40,6 +40,8 @@ class Calibration:
         Sentences there were to choose from; None for batches.
     sha256 : str
         Of token ids and masks, batch by batch.
+    max_length : int or None
+        Tokens a sentence could have at most; None for batches, which are taken as they are.
     """
 
     batches: list[dict[str, Tensor]]
@@ -48,6 +50,7 @@ class Calibration:
     padded: int
     available: int | None
     sha256: str
+    max_length: int | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,9 +121,9 @@ def gather(
     if isinstance(rows, _Ready):
         batches = [_ready_batch(batch, accepted) for batch in rows.batches]
         _check_length(batches, limit)
-        available = None
+        available, reached = None, None
     else:
-        available = rows.available
+        available, reached = rows.available, length
         pad = _padding_id(model, tokenizer)
         batches = [_pad(chosen, accepted, pad) for chosen in _by_length(rows.encoded, batch_size)]
         cut = sum(len(row["input_ids"]) == length for row in rows.encoded)
@@ -134,6 +137,7 @@ def gather(
         padded=sum(batch["input_ids"].numel() for batch in batches),
         available=available,
         sha256=_digest(batches),
+        max_length=reached,
         notes=notes,
     )
 

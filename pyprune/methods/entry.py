@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyprune import solvers
+from pyprune import backends, solvers
 from pyprune.errors import InputError
 from pyprune.methods import accounting
 from pyprune.methods.akr import AKR
-from pyprune.methods.calibration import DEFAULT_BATCH, DEFAULT_LENGTH, DEFAULT_SAMPLES, Calibration, gather
+from pyprune.methods.calibration import DEFAULT_BATCH, DEFAULT_SAMPLES, Calibration, gather
 from pyprune.methods.driver import Driver, Outcome, Progress, Silent
 from pyprune.methods.journal import Journal, fingerprint, model_sha256
 from pyprune.methods.one_shot import MAGNITUDE, OBS, SPARSEGPT, WANDA
@@ -217,7 +217,7 @@ def prune(
     report["settings"] = {key: value for key, value in settings.items() if key not in ("batches", "seed")} | {
         "sparsity": chosen.sparsity,
         "samples": DEFAULT_SAMPLES if samples is None else samples,
-        "max_length": DEFAULT_LENGTH if max_length is None else max_length,
+        "max_length": calibration.max_length,
         "batch_size": DEFAULT_BATCH if batch_size is None else batch_size,
         "spill": spill is not None,
     }
@@ -293,7 +293,7 @@ def _report(prepared: _Prepared, outcome: Outcome, model: nn.Module, given_sha25
         "solver": plan.solver,
         "pattern": plan.pattern,
         "versions": found,
-        "threads": torch.get_num_threads(),
+        "threads": {"torch": torch.get_num_threads(), "kernels": backends.threads()},
         "device": str(next(model.parameters()).device),
         "model": {
             "class": type(model).__name__,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from pyprune import backends
 from pyprune.errors import InputError
 from pyprune.files import write_atomically, write_error
+from pyprune.methods import accounting
 
 _FORMAT = 1
 _HEAD = "journal.json"
@@ -153,18 +153,16 @@ class Journal:
 
 def fingerprint(model_sha256: str, data_sha256: str, settings: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Everything that decides the bits of a result."""
-    from pyprune import __version__
-
+    found = accounting.versions()
     ops = {op: backends.choose(op, device).backend for op in backends.operations()}
-    environment = {name: os.environ.get(name, "") for name in ("PYPRUNE_CPU_ISA",)}
     return {
         "model": model_sha256,
         "data": data_sha256,
         "settings": dict(settings),
         "threads": {"torch": torch.get_num_threads(), "pyprune": backends.threads()},
-        "machine": {"device": device, "processor": platform.machine(), **environment},
+        "machine": {"device": device, "processor": platform.machine(), "instructions": backends.instructions()},
         "kernels": ops,
-        "versions": {"pyprune": __version__, "torch": torch.__version__},
+        "versions": {name: found[name] for name in ("pyprune", "torch", "transformers")},
     }
 
 

@@ -47,6 +47,12 @@ def test_plain_transformers_loads_it(tiny: Tiny, batches_of: Batches, tmp_path: 
         assert load_report(folder) == result.report == json.loads((folder / "pyprune.json").read_text())
 
 
+def test_whoever_may_read_one_file_may_read_all(result: pyprune.PruneResult, tmp_path: Path) -> None:
+    folder = result.save(tmp_path / "out")
+    (tmp_path / "plain").touch()
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_tokenizer_goes_along(result: pyprune.PruneResult, tmp_path: Path) -> None:
     written = SimpleNamespace(save_pretrained=lambda folder: (Path(folder) / "tokenizer.json").write_text("{}"))
     assert (result.save(tmp_path / "out", tokenizer=written) / "tokenizer.json").exists()

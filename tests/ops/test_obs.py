@@ -7,7 +7,7 @@ import torch
 from problems import features, gram_of
 from tolerances import GREEDY, relative
 
-from pyprune import ops
+from pyprune import demo, ops
 from pyprune.errors import InputError, NumericsError
 
 
@@ -171,14 +171,14 @@ def test_errors_say_what_was_seen():
         ops.obs(torch.eye(3), torch.full((1, 3), torch.nan), 1)
 
 
-def test_real_layer(shared, generator):
+def test_real_layer():
     """Same pivots on a fine-tuned layer, with the gram of its own real inputs."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    path = shared / "models" / "reviews-minilm"
+    path = demo.model_folder()
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
-    lines = (shared / "data/review_sentences/train.tsv").read_text(encoding="utf-8").splitlines()[1:257]
+    lines = demo.train_file().read_text(encoding="utf-8").splitlines()[1:257]
     batch = tokenizer([line.split("\t")[0] for line in lines], return_tensors="pt", padding=True)
     site = model.bert.encoder.layer[2].attention.output.dense
     seen = []
