@@ -89,21 +89,26 @@ def versions() -> dict[str, str]:
 
 def resident_bytes() -> int | None:
     """Resident memory of this process now; None where the system does not tell."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            for line in status:
-                if line.startswith("VmRSS:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+    return _status("VmRSS")
 
 
 def peak_bytes() -> int | None:
     """Largest resident memory of this process so far; None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
-    import resource
+    peak = _status("VmHWM")
+    if peak is None and sys.platform == "darwin":
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        # On Linux this would count what the process that started this one held.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak
+
+
+def _status(key: str) -> int | None:
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith(f"{key}:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
