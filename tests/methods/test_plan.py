@@ -13,6 +13,7 @@ import pytest
 from torch import Tensor, nn
 
 import pyprune
+from pyprune.methods.accounting import resident_bytes
 
 # In a process of its own, because the peak of a process cannot be reset.
 _RUN = """
@@ -48,6 +49,16 @@ def test_planned_memory_bounds_what_is_used(tmp_path: Path, spilled: bool) -> No
     assert used <= memory["planned"] * 1.1
     assert used >= memory["planned"] * 0.3
     assert (memory["planned_disk"] > 0) == spilled
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_peak_is_of_this_process_alone() -> None:
+    held = b"x" * (400 << 20)  # by the process that starts the other
+    program = "from pyprune.methods.accounting import peak_bytes; print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    here = resident_bytes()
+    assert here is not None
+    assert 0 < int(done.stdout) < here - len(held) // 2
 
 
 def test_plan_is_told_before_the_run(
