@@ -4,7 +4,7 @@
 `rank1_obs` is written here from the published algorithm (Optimal Brain Compression, arXiv 2208.11580,
 algorithm 1; AKR, arXiv 2310.13191) in the form its public implementations run it: a batch of rows, each
 with its own copy of the inverse, one weight removed per row and step, a batched rank-1 update after
-each (in place, which is faster than theirs). Removal stops at the wanted count. `sparsegpt_torch` is
+each (32 rows at a time, the product and then its subtraction, as theirs; and in place, which is faster). Removal stops at the wanted count. `sparsegpt_torch` is
 SparseGPT (arXiv 2301.00774): blocks of 128 columns, mask by w^2 / u^2 over a block. Both in float32, all
 from the same damped Hessian.
 """
@@ -29,7 +29,7 @@ def damped(gram: Tensor) -> Tensor:
     return (gram + DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)).float()
 
 
-def rank1_obs(weight: Tensor, gram: Tensor, sparsity: float, *, batch: int) -> Tensor:
+def rank1_obs(weight: Tensor, gram: Tensor, sparsity: float, *, batch: int, in_place: bool = True) -> Tensor:
     """Greedy OBS row by row, `batch` rows at a time, one explicit inverse per row.
 
     Parameters
@@ -38,6 +38,8 @@ def rank1_obs(weight: Tensor, gram: Tensor, sparsity: float, *, batch: int) -> T
     gram : Tensor, shape (columns, columns)
     batch : int
         Rows at a time; memory is batch * columns^2 floats.
+    in_place : bool
+        Subtract the outer products while they are taken, or take them first and then subtract.
     """
     rows, columns = weight.shape
     steps = columns - pyprune.patterns.kept_count(columns, sparsity)
@@ -56,7 +58,10 @@ def rank1_obs(weight: Tensor, gram: Tensor, sparsity: float, *, batch: int) -> T
             pivot = row[every, pick].unsqueeze(1)
             w -= row * (w[every, pick].unsqueeze(1) / pivot)
             scaled = row / pivot.sqrt()
-            inverses.baddbmm_(scaled.unsqueeze(2), scaled.unsqueeze(1), alpha=-1.0)
+            if in_place:
+                inverses.baddbmm_(scaled.unsqueeze(2), scaled.unsqueeze(1), alpha=-1.0)
+            else:
+                inverses -= scaled.unsqueeze(2) @ scaled.unsqueeze(1)
             # A removed column must stay out: keep its diagonal harmless and its weight at zero.
             alive[every, pick] = False
             inverses[every, pick, pick] = 1.0
@@ -109,7 +114,8 @@ def main() -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(2)) / columns**0.5
     candidates: dict[str, Callable[[], Tensor]] = {
         "pyprune obs": lambda: ours(weight, gram, "obs"),
-        "torch rank-1 OBS, batch 32": lambda: rank1_obs(weight, gram, SPARSITY, batch=32),
+        "torch rank-1 OBS, batch 32": lambda: rank1_obs(weight, gram, SPARSITY, batch=32, in_place=False),
+        "torch rank-1 OBS, batch 32, in place": lambda: rank1_obs(weight, gram, SPARSITY, batch=32),
         "torch rank-1 OBS, all rows": lambda: rank1_obs(weight, gram, SPARSITY, batch=rows),
         "pyprune sparsegpt": lambda: ours(weight, gram, "sparsegpt"),
         "torch SparseGPT": lambda: sparsegpt_torch(weight, gram, SPARSITY),

@@ -137,8 +137,7 @@ class RowPruner {
 
     void score_all() {
         best_ = S::broadcast(kClosed);
-        for (int64_t j = 0; j < padded(live_); j += S::lanes)
-            score(j, S::load(w_.weight + j), S::load(w_.pivot + j));
+        for (int64_t j = 0; j < padded(live_); j += S::lanes) score(j, S::load(w_.weight + j), S::load(w_.pivot + j));
     }
 
     // First open column with the smallest score, or -1.
