@@ -4,9 +4,9 @@
 `rank1_obs` is written here from the published algorithm (Optimal Brain Compression, arXiv 2208.11580,
 algorithm 1; AKR, arXiv 2310.13191) in the form its public implementations run it: a batch of rows, each
 with its own copy of the inverse, one weight removed per row and step, a batched rank-1 update after
-each (32 rows at a time, the product and then its subtraction, as theirs; and in place, which is faster). Removal stops at the wanted count. `sparsegpt_torch` is
-SparseGPT (arXiv 2301.00774): blocks of 128 columns, mask by w^2 / u^2 over a block. Both in float32, all
-from the same damped Hessian.
+each: 32 rows at a time, the product and then its subtraction, as theirs; and in place, which is faster.
+Removal stops at the wanted count. `sparsegpt_torch` is SparseGPT (arXiv 2301.00774): blocks of 128
+columns, mask by w^2 / u^2 over a block. Both in float32, all from the same damped Hessian.
 """
 
 from __future__ import annotations
