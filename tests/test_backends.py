@@ -14,9 +14,10 @@ from pyprune.errors import BackendError
 
 
 def python(program, **environment):
+    inherited = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     return subprocess.run(
         [sys.executable, "-c", program],
-        env=dict(os.environ, **environment),
+        env=dict(inherited, **environment),
         capture_output=True,
         text=True,
         check=False,
@@ -79,6 +80,18 @@ def test_one_openmp_runtime():
     # Two pools of threads on the same cores would be slower than either.
     runtimes = backends.describe()["openmp_runtimes"]
     assert len({os.path.basename(path) for path in runtimes}) <= 1, runtimes
+
+
+def test_waiting_threads_give_their_core_away():
+    program = "{first}; import os; import pyprune; print(os.environ.get('GOMP_SPINCOUNT'))"
+    for first, environment, seen in (
+        ("pass", {}, "1000"),
+        ("pass", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("pass", {"OMP_WAIT_POLICY": "active"}, "None"),
+        ("import torch", {}, "None"),
+    ):
+        done = python(program.format(first=first), **environment)
+        assert done.stdout.split() == [seen], (first, environment, done.stderr)
 
 
 def test_without_the_extension_the_reference_serves_and_warns_once():
