@@ -25,7 +25,7 @@ from pyprune.demo import story
 from pyprune.methods.entry import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/ARCHITECTURE.md", "docs/conventions.md", "CHANGELOG.md")
+PAGES = ("README.md", "docs/ARCHITECTURE.md", "docs/conventions.md", "docs/measurements.md", "CHANGELOG.md")
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Made by a build, a run or a tool; no rooms.
