@@ -46,9 +46,9 @@ inline int64_t cholesky(double* a, int64_t n, int64_t stride, double* scratch) {
             double coefficient[kBlockRows];
             for (int64_t j = first; j < stop; ++j) {
                 for (int64_t q = first; q < j; ++q) coefficient[q - first] = a[q * stride + j];
-                Strip row;
+                Strip strip[1], &row = strip[0];
                 row.load(a + j * stride + c);
-                row.subtract(coefficient, a + first * stride + c, stride, j - first);
+                subtract_chain(strip, coefficient, a + first * stride + c, stride, 0, j - first);
                 const auto scale = Simd<double>::broadcast(1.0 / a[j * stride + j]);
                 for (auto& value : row.value) value *= scale;
                 row.store(a + j * stride + c);

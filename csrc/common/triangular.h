@@ -14,7 +14,6 @@ inline int64_t padded(int64_t columns) {
     return (columns + kStrip - 1) / kStrip * kStrip;
 }
 
-// row[0..kStrip) -= Σ_q coefficient[q] · matrix[q][0..kStrip), `stride` between rows of the matrix.
 struct Strip {
     Simd<double>::Vector value[4];
 
@@ -24,13 +23,20 @@ struct Strip {
     inline void store(double* target) const {
         for (int v = 0; v < 4; ++v) Simd<double>::store(target + v * Simd<double>::lanes, value[v]);
     }
-    inline void subtract(const double* coefficient, const double* matrix, int64_t stride, int64_t depth) {
-        for (int64_t q = 0; q < depth; ++q, matrix += stride) {
-            const auto c = Simd<double>::broadcast(coefficient[q]);
-            for (int v = 0; v < 4; ++v) value[v] -= c * Simd<double>::load(matrix + v * Simd<double>::lanes);
-        }
-    }
 };
+
+// strip[s] -= Σ_q coefficient[q] · matrix[q][s · apart .. + kStrip), `stride` between rows of the matrix. Two strips at a
+// time hide the latency of the sums.
+template <int count>
+inline void subtract_chain(Strip (&strip)[count], const double* coefficient, const double* matrix, int64_t stride,
+                           int64_t apart, int64_t depth) {
+    using S = Simd<double>;
+    for (int64_t q = 0; q < depth; ++q, matrix += stride) {
+        const S::Vector c = S::broadcast(coefficient[q]);
+        for (int s = 0; s < count; ++s)
+            for (int v = 0; v < 4; ++v) strip[s].value[v] -= c * S::load(matrix + s * apart + v * S::lanes);
+    }
+}
 
 }  // namespace PYPRUNE_ISA
 }  // namespace pyprune

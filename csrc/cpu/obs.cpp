@@ -169,18 +169,12 @@ class RowPruner {
         ++depth_;
     }
 
-    // Weights, pivots, scores and the new row of V for `count` strips of columns: two hide the latency of the sums.
+    // Weights, pivots, scores and the new row of V for `count` strips of columns.
     template <int count>
     void update(int64_t first, double scale, double root) {
         Strip row[count];
         for (int s = 0; s < count; ++s) row[s].load(w_.row + first + s * kStrip);
-        const double* matrix = chain(first);
-        for (int64_t q = 0; q < depth_; ++q, matrix += kStrip) {
-            const S::Vector c = S::broadcast(w_.coefficient[q]);
-            for (int s = 0; s < count; ++s)
-                for (int v = 0; v < 4; ++v)
-                    row[s].value[v] -= c * S::load(matrix + s * kStrip * kMostSteps + v * S::lanes);
-        }
+        subtract_chain(row, w_.coefficient, chain(first), kStrip, kStrip * kMostSteps, depth_);
         for (int s = 0; s < count; ++s) {
             for (int v = 0; v < 4; ++v) {
                 const int64_t j = first + s * kStrip + v * S::lanes;

@@ -32,7 +32,7 @@ def _run(*command: object, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source distribution, made of a copy of the tracked tree (the checkout itself stays as it is)."""
+    """The source distribution, made of a copy of the tree (the checkout itself stays as it is)."""
     tree = tmp_path_factory.mktemp("checkout") / "tree"
     skipped = shutil.ignore_patterns(".git", ".venv", ".compat", "build", "dist", "*.so", "*.egg-info", ".*_cache")
     shutil.copytree(ROOT, tree, ignore=skipped)
