@@ -2,6 +2,7 @@
 // The one file that knows pybind11. Tensors arrive as raw pointers; every size is checked before a kernel sees it,
 // the GIL is released around every kernel, and no exception crosses an OpenMP region.
 #include "common/dispatch.h"
+#include "common/scratch.h"
 
 #if defined(PYPRUNE_HAS_CUDA)
 #include "cuda/device_info.h"
@@ -76,6 +77,38 @@ void cross_gram(uintptr_t out, uintptr_t y, uintptr_t x, int type, int64_t token
                    reinterpret_cast<const uint8_t*>(keep), threads);
 }
 
+void matmul(uintptr_t out, uintptr_t a, uintptr_t b, int type, int64_t rows, int64_t depth, int64_t columns,
+            int64_t a_stride, int64_t b_stride, bool add, double sign, int threads) {
+    const int64_t all = area(rows, columns), left = area(rows, depth), right = area(depth, columns);
+    require(type == 0 || type == 3, "matrices must be float32 or float64");
+    require(a_stride >= 0 && b_stride >= 0, "a stride is negative");
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.matmul(pointer<void>(out, all, "out"), pointer<const void>(a, left, "a"), pointer<const void>(b, right, "b"),
+               element(type), rows, depth, columns, a_stride, b_stride, add ? 1.0 : 0.0, sign, threads);
+}
+
+int64_t cholesky(uintptr_t factor, uintptr_t inverse, uintptr_t matrix, int type, double ridge, bool reverse, int64_t k,
+                 int threads) {
+    const int64_t square = area(k, k);
+    require(type == 0 || type == 3, "the factor must be float32 or float64");
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    return run.cholesky(pointer<void>(factor, square, "factor"), reinterpret_cast<void*>(inverse),
+                        pointer<const double>(matrix, square, "matrix"), element(type), ridge, reverse, k, threads);
+}
+
+void symmetrise(uintptr_t out, uintptr_t report, uintptr_t a, int type, int64_t k, int threads) {
+    const int64_t square = area(k, k);
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.symmetrise(pointer<double>(out, square, "out"), pointer<double>(report, 3, "report"),
+                   pointer<const void>(a, square, "a"), element(type), k, threads);
+}
+
 void select(uintptr_t mask, uintptr_t scores, int type, int64_t rows, int64_t columns, int64_t count, int threads) {
     const int64_t all = area(rows, columns);
     require(type == 0 || type == 3, "scores must be float32 or float64");
@@ -128,9 +161,10 @@ void obs(uintptr_t pruned, uintptr_t order, uintptr_t loss, uintptr_t inverse, u
             pointer<const double>(weight, all, "weight"), counts, rows, columns, steps, keep, of, threads);
 }
 
-void sparsegpt(uintptr_t weight, uintptr_t mask, uintptr_t factor, uintptr_t prune, int64_t rows, int64_t columns,
-               int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads) {
+void sparsegpt(uintptr_t weight, int type, uintptr_t mask, uintptr_t factor, uintptr_t prune, int64_t rows,
+               int64_t columns, int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads) {
     const int64_t all = area(rows, columns), square = area(columns, columns);
+    require(type == 0 || type == 3, "weights must be float32 or float64");
     require(block >= 1, "block must be positive");
     check_groups(columns, keep, of);
     require(of == 0 || block % of == 0, "block must be a multiple of the group");
@@ -143,10 +177,24 @@ void sparsegpt(uintptr_t weight, uintptr_t mask, uintptr_t factor, uintptr_t pru
     }
     const auto& run = pyprune::kernels();
     py::gil_scoped_release release;
-    run.sparsegpt(pointer<double>(weight, all, "weight"), pointer<uint8_t>(mask, all, "mask"),
-                  pointer<const double>(factor, square, "factor"), counts, rows, columns, block, mask_given, per_row,
+    run.sparsegpt(pointer<void>(weight, all, "weight"), element(type), pointer<uint8_t>(mask, all, "mask"),
+                  pointer<const void>(factor, square, "factor"), counts, rows, columns, block, mask_given, per_row,
                   keep, of, threads);
 }
+
+// Memory for a tensor, from the pool the kernels share and back to it; torch reads it through the buffer protocol.
+class Memory {
+  public:
+    explicit Memory(size_t bytes) : bytes_(bytes), data_(pyprune::take_scratch(bytes)) {}
+    ~Memory() { pyprune::give_scratch(data_, bytes_); }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    py::buffer_info info() { return py::buffer_info(static_cast<uint8_t*>(data_), static_cast<py::ssize_t>(bytes_)); }
+
+  private:
+    size_t bytes_;
+    void* data_;
+};
 
 #if defined(PYPRUNE_HAS_CUDA)
 void gram_cuda(uintptr_t out, uintptr_t x, int type, int64_t tokens, int64_t columns, int64_t stride, uintptr_t keep,
@@ -173,6 +221,7 @@ py::dict build_info() {
     info["build_type"] = PYPRUNE_BUILD_TYPE;
     info["openmp"] = static_cast<int>(_OPENMP);
     info["isas"] = pyprune::available_isas();
+    info["scratch_kept"] = pyprune::kScratchKept;
     try {
         info["isa"] = pyprune::kernels().isa;
     } catch (const std::exception& error) {
@@ -197,8 +246,15 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
     module.doc() =
         "Compiled kernels of pyprune. Internal: raw pointers in, nothing checked but sizes; use pyprune.ops.";
+    py::class_<bound::Memory>(module, "Memory", py::buffer_protocol())
+        .def(py::init<size_t>())
+        .def_buffer(&bound::Memory::info);
+    module.def("drop_memory", &pyprune::drop_scratch);
     module.def("gram", &bound::gram);
     module.def("cross_gram", &bound::cross_gram);
+    module.def("matmul", &bound::matmul);
+    module.def("cholesky", &bound::cholesky);
+    module.def("symmetrise", &bound::symmetrise);
     module.def("select", &bound::select);
     module.def("nm", &bound::nm);
     module.def("masked_lstsq", &bound::masked_lstsq);

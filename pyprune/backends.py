@@ -183,6 +183,12 @@ def instructions() -> str:
     return "none" if module is None else str(module.build_info()["isa"])
 
 
+def scratch_bytes() -> int:
+    """Most bytes that the compiled kernels keep for use again."""
+    module, _ = _load_extension()
+    return 0 if module is None else int(module.build_info()["scratch_kept"])
+
+
 def operations() -> tuple[str, ...]:
     """Names of all registered ops."""
     importlib.import_module("pyprune.ops")

@@ -19,10 +19,19 @@ MOMENTS = {
     torch.float64: 1e-13,
 }
 
+# A product, relative to the sum of the magnitudes that went into an entry: chains of up to 1,030.
+PRODUCT = {torch.float32: 1e-6, torch.float64: 1e-14}
+
+# A Cholesky factor times itself, relative to the matrix: up to 300 columns.
+FACTOR = {torch.float32: 2e-6, torch.float64: 1e-13}
+
 # Systems are solved in float64 whatever the input; what is left is condition · eps64, with the conditions the
 # tests use (up to 1e6), and the rounding of the stored result.
 SOLVE = 1e-8
 STORED = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 0.0}
+
+# SparseGPT's sweep in float32, on grams with conditions up to 1e4.
+SWEEP_SINGLE = 1e-4
 
 # Greedy OBS: thousands of dependent updates in float64.
 GREEDY = 1e-7

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Cache-line aligned scratch memory that throws std::bad_alloc and frees itself.
+// Cache-line aligned scratch memory that throws std::bad_alloc and gives itself back.
 #pragma once
 
+#include "scratch.h"
+
 #include <cstddef>
-#include <cstdlib>
 #include <new>
 
 namespace pyprune {
@@ -13,14 +14,12 @@ template <class Element>
 class Buffer {
   public:
     explicit Buffer(size_t count) {
+        if (count > (static_cast<size_t>(-1) - 128) / sizeof(Element)) throw std::bad_alloc();
         // One spare cache line, so that a vector may be loaded past the last element.
-        const size_t bytes = (count * sizeof(Element) + 63) / 64 * 64 + 64;
-        void* memory = nullptr;
-        if (count > (static_cast<size_t>(-1) - 128) / sizeof(Element) || posix_memalign(&memory, 64, bytes) != 0)
-            throw std::bad_alloc();
-        data_ = static_cast<Element*>(memory);
+        bytes_ = (count * sizeof(Element) + 63) / 64 * 64 + 64;
+        data_ = static_cast<Element*>(take_scratch(bytes_));
     }
-    ~Buffer() { std::free(data_); }
+    ~Buffer() { give_scratch(data_, bytes_); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
 
@@ -28,6 +27,7 @@ class Buffer {
     Element& operator[](size_t index) { return data_[index]; }
 
   private:
+    size_t bytes_ = 0;
     Element* data_ = nullptr;
 };
 

@@ -11,15 +11,20 @@
 #define PYPRUNE_ISA avx512
 #include "../cpu/kernels.h"
 #undef PYPRUNE_ISA
+#define PYPRUNE_ISA avx512bf16
+#include "../cpu/kernels.h"
+#undef PYPRUNE_ISA
 #endif
 
 namespace pyprune {
 namespace {
 
 #define PYPRUNE_KERNELS(isa)                                                                                           \
-    {#isa, &isa::gram, &isa::cross_gram, &isa::select, &isa::nm, &isa::masked_lstsq, &isa::obs, &isa::sparsegpt}
+    {#isa,         &isa::gram, &isa::cross_gram,   &isa::matmul, &isa::cholesky, &isa::symmetrise,                     \
+     &isa::select, &isa::nm,   &isa::masked_lstsq, &isa::obs,    &isa::sparsegpt}
 
 #if defined(PYPRUNE_X86)
+const Kernels kAvx512Bf16 = PYPRUNE_KERNELS(avx512bf16);
 const Kernels kAvx512 = PYPRUNE_KERNELS(avx512);
 const Kernels kAvx2 = PYPRUNE_KERNELS(avx2);
 #endif
@@ -32,6 +37,7 @@ std::vector<const Kernels*> supported() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&kAvx512Bf16);
     if (avx512) found.push_back(&kAvx512);
     if (avx2) found.push_back(&kAvx2);
 #endif

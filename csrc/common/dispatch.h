@@ -18,6 +18,9 @@ struct Kernels {
     const char* isa;
     decltype(&baseline::gram) gram;
     decltype(&baseline::cross_gram) cross_gram;
+    decltype(&baseline::matmul) matmul;
+    decltype(&baseline::cholesky) cholesky;
+    decltype(&baseline::symmetrise) symmetrise;
     decltype(&baseline::select) select;
     decltype(&baseline::nm) nm;
     decltype(&baseline::masked_lstsq) masked_lstsq;

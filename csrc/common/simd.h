@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #ifndef PYPRUNE_ISA
 #error "compile with -DPYPRUNE_ISA=baseline|avx2|avx512"
@@ -47,6 +48,29 @@ struct Simd {
     static inline void store(Real* target, Vector value) { std::memcpy(target, &value, sizeof(value)); }
     static inline Vector broadcast(Real value) { return value - Vector{}; }
 };
+
+// Square block in registers, in place: row i becomes column i. log2(lanes) stages of two-source shuffles.
+template <class Real, int apart = Simd<Real>::lanes / 2>
+inline __attribute__((always_inline)) void transpose(typename Simd<Real>::Vector (&row)[Simd<Real>::lanes]) {
+    constexpr int lanes = Simd<Real>::lanes;
+    if constexpr (apart > 0) {
+        typedef typename std::conditional<sizeof(Real) == 4, int32_t, int64_t>::type Index;
+        typedef Index Indices __attribute__((vector_size(kVectorBytes)));
+        Indices upper{}, lower{};
+        for (int lane = 0; lane < lanes; ++lane) {
+            upper[lane] = lane & apart ? lanes + lane - apart : lane;
+            lower[lane] = lane & apart ? lanes + lane : lane + apart;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) {
+            if (i & apart) continue;
+            const typename Simd<Real>::Vector a = row[i], b = row[i + apart];
+            row[i] = __builtin_shuffle(a, b, upper);
+            row[i + apart] = __builtin_shuffle(a, b, lower);
+        }
+        transpose<Real, apart / 2>(row);
+    }
+}
 
 }  // namespace PYPRUNE_ISA
 }  // namespace pyprune

@@ -15,14 +15,14 @@ namespace {
 template <class Element>
 void cross_gram_of(double* out, const Element* y, const Element* x, int64_t tokens, int64_t targets, int64_t columns,
                    int64_t y_stride, int64_t x_stride, const uint8_t* keep, int threads) {
-    using Real = typename Arithmetic<Element>::Real;
-    constexpr int64_t width = kPanel<Real>;
+    using Panels = TokenPanels<Element>;
+    constexpr int64_t width = Panels::width;
     const int64_t left = panels(targets, width), right = panels(columns, width);
-    const int64_t depth = std::min(tokens, kChunk);
-    Buffer<Real> packed(static_cast<size_t>((left + right) * depth * width));
-    Buffer<int64_t> rows(static_cast<size_t>(depth));
-    Real* packed_y = packed.data();
-    Real* packed_x = packed.data() + left * depth * width;
+    const int64_t size = Panels::size(std::min(tokens, kChunk));
+    Buffer<typename Panels::Real> packed(static_cast<size_t>((left + right) * size));
+    Buffer<int64_t> rows(static_cast<size_t>(std::min(tokens, kChunk)));
+    auto* packed_y = packed.data();
+    auto* packed_x = packed.data() + left * size;
     for (int64_t next = 0; next < tokens;) {
         const int64_t used = next_chunk(rows.data(), next, tokens, keep);
 #pragma omp parallel num_threads(threads)
@@ -31,18 +31,19 @@ void cross_gram_of(double* out, const Element* y, const Element* x, int64_t toke
             for (int64_t p = 0; p < left + right; ++p) {
                 const int64_t first = (p < left ? p : p - left) * width;
                 if (p < left)
-                    pack_tokens(packed_y + p * depth * width, y, y_stride, rows.data(), used, first,
-                                std::min(width, targets - first));
+                    Panels::pack(packed_y + p * size, y, y_stride, rows.data(), used, first,
+                                 std::min(width, targets - first));
                 else
-                    pack_tokens(packed_x + (p - left) * depth * width, x, x_stride, rows.data(), used, first,
-                                std::min(width, columns - first));
+                    Panels::pack(packed_x + (p - left) * size, x, x_stride, rows.data(), used, first,
+                                 std::min(width, columns - first));
             }
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < left; ++i)
-                for (int64_t j = 0; j < right; ++j)
-                    chained_product<Real>(out + i * width * columns + j * width, columns, packed_y + i * depth * width,
-                                          packed_x + j * depth * width, used, std::min(width, targets - i * width),
-                                          std::min(width, columns - j * width), nullptr);
+            for (int64_t tile = 0; tile < left * right; ++tile) {
+                const int64_t i = tile / right, j = tile % right;
+                Panels::multiply(out + i * width * columns + j * width, columns, packed_y + i * size,
+                                 packed_x + j * size, used, std::min(width, targets - i * width),
+                                 std::min(width, columns - j * width));
+            }
         }
     }
 }

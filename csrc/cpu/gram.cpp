@@ -3,10 +3,11 @@
 //
 // Algorithm: symmetric rank-n update. Kept tokens are packed, widened, into zero-padded column panels
 //   (token_panels.h), 2048 at a time; the tiles on and above the diagonal are multiplied by the register-blocked
-//   micro-kernel (panel.h) and mirrored. Products and chains of 256 run in float32 (float64 for float64 input),
-//   chains are summed in float64: relative error about 1e-6 of |x|ᵀ|x| whatever n.
+//   micro-kernel (panel.h), and mirrored once at the end. Products and chains of 256 run in float32 (float64 for
+//   float64 input), chains are summed in float64: relative error about 1e-6 of |x|ᵀ|x| whatever n. bfloat16 is
+//   multiplied as it is where the processor can (two tokens an instruction), with the same error.
 // FLOPs: n k (k + 1), half of X.T @ X. Memory: x read once, panels of 2048·k written and re-read from cache,
-//   out read and written n/256 times.
+//   the upper half of out read and written n/256 times, the lower half written once.
 // Determinism: every entry is summed in token order by one thread; bits do not depend on the thread count.
 // Requires `out` symmetric. Tokens with keep == 0 are never read. Any size, including 0.
 #include "../common/element_type.h"
@@ -18,34 +19,47 @@ namespace pyprune {
 namespace PYPRUNE_ISA {
 namespace {
 
+// Lower triangle of out[k][k] := upper triangle, in square blocks that fit the cache.
+void mirror(double* out, int64_t columns, int threads) {
+    constexpr int64_t side = 8;  // a cache line: rows k apart may all fall into one set of the cache
+    const int64_t count = panels(columns, side);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t j = 0; j <= i; ++j)
+            for (int64_t row = i * side; row < std::min(columns, (i + 1) * side); ++row)
+                for (int64_t column = j * side; column < std::min(row, (j + 1) * side); ++column)
+                    out[row * columns + column] = out[column * columns + row];
+}
+
 template <class Element>
 void gram_of(double* out, const Element* x, int64_t tokens, int64_t columns, int64_t stride, const uint8_t* keep,
              int threads) {
-    using Real = typename Arithmetic<Element>::Real;
-    constexpr int64_t width = kPanel<Real>;
-    const int64_t count = panels(columns, width);
-    const int64_t depth = std::min(tokens, kChunk);
-    Buffer<Real> packed(static_cast<size_t>(count * depth * width));
-    Buffer<int64_t> rows(static_cast<size_t>(depth));
+    using Panels = TokenPanels<Element>;
+    constexpr int64_t width = Panels::width;
+    const int64_t count = panels(columns, width), tiles = count * (count + 1) / 2;
+    const int64_t size = Panels::size(std::min(tokens, kChunk));
+    Buffer<typename Panels::Real> packed(static_cast<size_t>(count * size));
+    Buffer<int64_t> rows(static_cast<size_t>(std::min(tokens, kChunk)));
     for (int64_t next = 0; next < tokens;) {
         const int64_t used = next_chunk(rows.data(), next, tokens, keep);
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for schedule(static)
             for (int64_t p = 0; p < count; ++p)
-                pack_tokens(packed.data() + p * depth * width, x, stride, rows.data(), used, p * width,
-                            std::min(width, columns - p * width));
+                Panels::pack(packed.data() + p * size, x, stride, rows.data(), used, p * width,
+                             std::min(width, columns - p * width));
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < count; ++i)  // the longest rows of tiles come first
-                for (int64_t j = i; j < count; ++j) {
-                    double* tile = out + i * width * columns + j * width;
-                    double* mirror = i == j ? nullptr : out + j * width * columns + i * width;
-                    chained_product(tile, columns, packed.data() + i * depth * width, packed.data() + j * depth * width,
-                                    used, std::min(width, columns - i * width), std::min(width, columns - j * width),
-                                    mirror);
-                }
+            for (int64_t tile = 0; tile < tiles; ++tile) {
+                int64_t i = 0, j = tile;  // the tiles on and above the diagonal, row by row
+                for (; j >= count - i; ++i) j -= count - i;
+                j += i;
+                Panels::multiply(out + i * width * columns + j * width, columns, packed.data() + i * size,
+                                 packed.data() + j * size, used, std::min(width, columns - i * width),
+                                 std::min(width, columns - j * width));
+            }
         }
     }
+    mirror(out, columns, threads);
 }
 
 }  // namespace

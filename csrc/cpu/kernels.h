@@ -12,6 +12,14 @@ void gram(double* out, const void* x, ElementType type, int64_t tokens, int64_t 
 void cross_gram(double* out, const void* y, const void* x, ElementType type, int64_t tokens, int64_t targets,
                 int64_t columns, int64_t y_stride, int64_t x_stride, const uint8_t* keep, int threads);
 
+void matmul(void* out, const void* a, const void* b, ElementType type, int64_t rows, int64_t depth, int64_t columns,
+            int64_t a_stride, int64_t b_stride, double add, double sign, int threads);
+
+int64_t cholesky(void* factor, void* inverse, const double* matrix, ElementType type, double ridge, bool reverse,
+                 int64_t k, int threads);
+
+void symmetrise(double* out, double* report, const void* a, ElementType type, int64_t k, int threads);
+
 void select(uint8_t* mask, const void* scores, ElementType type, int64_t rows, int64_t columns, int64_t count,
             int threads);
 
@@ -23,8 +31,8 @@ void masked_lstsq(double* solution, int64_t* status, const double* system, const
 void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
          const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads);
 
-void sparsegpt(double* weight, uint8_t* mask, const double* factor, const int64_t* prune, int64_t rows, int64_t columns,
-               int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads);
+void sparsegpt(void* weight, ElementType type, uint8_t* mask, const void* factor, const int64_t* prune, int64_t rows,
+               int64_t columns, int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads);
 
 }  // namespace PYPRUNE_ISA
 }  // namespace pyprune

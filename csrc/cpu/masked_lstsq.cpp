@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // masked_lstsq: for each row  H_SS w_S = c_S, w = 0 elsewhere       system H [k, k], target c, mask [rows, k]
 //
-// Algorithm: exact, one Cholesky a row (cholesky.h), rows in parallel. Two routes, whichever is smaller:
+// Algorithm: exact, one Cholesky a row (small_cholesky.h), rows in parallel. Two routes, whichever is smaller:
 //   support     gather H_SS, factor, solve:                                       |S|³ / 3
 //   complement  with A = H⁻¹ and w̄ = A c of the whole system (null: not offered): A_PP z = w̄_P,
 //               w = w̄ − A[:,P] z, the Lagrange condition of w_P = 0:              |P|³ / 3 + |P| k
 // FLOPs: 2/3 min(|S|, |P|)³ a row. Memory per thread: the square of the smaller side; a row's gather reads as much.
 // Double precision. status[row] = 0, or 1 + the pivot (in the order of the support) where the system is singular,
 // and the row is then zero. Rows are independent: bits do not depend on the number of threads.
-#include "../common/cholesky.h"
 #include "../common/element_type.h"
+#include "../common/small_cholesky.h"
 
 #include <omp.h>
 
@@ -34,8 +34,8 @@ int64_t solve_gathered(Workspace& work, const double* matrix, const double* rhs,
         std::fill(target + n, target + stride, 0.0);
         work.rhs[a] = rhs[work.index[a]];
     }
-    const int64_t failed = cholesky(work.matrix, n, stride, work.scratch);
-    if (failed < 0) cholesky_solve(work.matrix, n, stride, work.rhs);
+    const int64_t failed = small_cholesky(work.matrix, n, stride, work.scratch);
+    if (failed < 0) small_cholesky_solve(work.matrix, n, stride, work.rhs);
     return failed;
 }
 

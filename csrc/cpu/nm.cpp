@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // nm: of every `of` consecutive scores the `keep` largest are marked       scores, mask [groups, of]
 //
-// Algorithm: rank by counting for the small groups of hardware patterns (no branches, no moves), quickselect
-//   for long ones. Among equal scores the earlier one is kept.
+// Algorithm: rank by counting for the small groups of hardware patterns (no branches, no moves), the bits of
+//   the threshold for long ones. Among equal scores the earlier one is kept.
 // Operations: of² / 2 comparisons a group up to 16, expected O(of) above. Memory: scores read, mask written once.
 #include "../common/buffer.h"
 #include "../common/element_type.h"

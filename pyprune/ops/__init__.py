@@ -4,12 +4,15 @@
 The device of the tensors decides the kernel (see :mod:`pyprune.backends`); a caller never asks.
 """
 
+from pyprune.ops.cholesky import cholesky
 from pyprune.ops.cross_gram import cross_gram
 from pyprune.ops.gram import gram
 from pyprune.ops.masked_lstsq import masked_lstsq
+from pyprune.ops.matmul import matmul
 from pyprune.ops.nm import nm
 from pyprune.ops.obs import obs
 from pyprune.ops.select import select
 from pyprune.ops.sparsegpt import sparsegpt
+from pyprune.ops.symmetrise import symmetrise
 
-__all__ = ["cross_gram", "gram", "masked_lstsq", "nm", "obs", "select", "sparsegpt"]
+__all__ = ["cholesky", "cross_gram", "gram", "masked_lstsq", "matmul", "nm", "obs", "select", "sparsegpt", "symmetrise"]

@@ -102,7 +102,7 @@ def _check(gram: Tensor, rhs: Tensor, mask: Tensor, anchor: Tensor | None, damp:
     library.check_same_device("masked_lstsq", gram, rhs, mask, anchor)
     library.reject_autograd("masked_lstsq", gram, rhs, anchor)
     for name, tensor in (("gram", gram), ("rhs", rhs), ("anchor", anchor)):
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+        if tensor is not None and not library.all_finite(tensor):
             raise NumericsError(f"masked_lstsq: {name} holds NaN or inf", hint="check the calibration statistics")
 
 

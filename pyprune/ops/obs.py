@@ -93,7 +93,7 @@ def _check(inverse: Tensor, weight: Tensor, count: int | Tensor, keep: int, of: 
             seen=f"0 to {most} are possible",
         )
     for name, tensor in (("inverse", inverse), ("weight", weight)):
-        if not bool(torch.isfinite(tensor).all()):
+        if not library.all_finite(tensor):
             raise NumericsError(f"obs: {name} holds NaN or inf", hint="check the weights and statistics")
     return counts
 

@@ -23,18 +23,20 @@ def sparsegpt(
     of: int = 0,
     mask: Tensor | None = None,  # [rows, k] bool
     block: int = 128,
-) -> tuple[Tensor, Tensor]:  # weight [rows, k] float64, mask [rows, k] bool
+) -> tuple[Tensor, Tensor]:  # weight [rows, k], mask [rows, k] bool
     """Prune columns in order, compensating each removal in the columns to its right (Frantar & Alistarh 2023).
 
-    With ``H⁻¹ = UᵀU``, removing ``w_j`` adds ``−(w_j / U_jj) U[j, j:]`` to the row. Which weights go is decided
-    block by block from ``w² / U_jj²`` (exact counts), group by group for N:M, or beforehand by ``mask``.
+    With ``H = R Rᵀ`` the loss of a change ``δ`` of a row is ``‖δR‖²``; going from left to right, a kept weight moves
+    so that its term of the sum vanishes. This is the published sweep, where removing ``w_j`` adds
+    ``−(w_j / U_jj) U[j, j:]`` with ``U = R⁻¹``, the Cholesky factor of ``H⁻¹``; but nothing is inverted. Which weights
+    go is decided block by block from ``(w_j R_jj)²`` (exact counts), group by group for N:M, or beforehand by ``mask``.
 
     Parameters
     ----------
     weight : Tensor, shape (rows, k)
-        Where to start.
+        Where to start. float64 is swept in float64, anything else in float32.
     factor : Tensor, shape (k, k)
-        Upper Cholesky factor of the inverse of the damped gram.
+        Upper triangular ``R`` of the damped gram: ``pyprune.ops.cholesky(gram, ridge=…, reverse=True).factor``.
     prune : Tensor of int64, shape (blocks,), optional
         Number of weights to remove from each block of ``block`` columns: of the whole block, or of each row with
         ``per_row=True``.
@@ -47,7 +49,7 @@ def sparsegpt(
 
     Returns
     -------
-    weight : Tensor, shape (rows, k), float64
+    weight : Tensor, shape (rows, k), float32 or float64
         Exactly zero where pruned.
     mask : Tensor of bool, shape (rows, k)
         True = kept.
@@ -60,8 +62,9 @@ def sparsegpt(
         Inputs are not finite, or the factor has a diagonal entry that is not positive.
     """
     counts = _check(weight, factor, prune, per_row, keep, of, mask, block)
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     swept, kept = _sparsegpt(
-        weight.double().contiguous(), factor.double().contiguous(), mask, counts, per_row, keep, of, block
+        weight.to(dtype).contiguous(), factor.to(dtype).contiguous(), mask, counts, per_row, keep, of, block
     )
     return swept, kept
 
@@ -101,7 +104,7 @@ def _check(
         raise InputError("sparsegpt: prune asks for more weights than a block has", seen=str(counts.tolist()))
     library.check_same_device("sparsegpt", weight, factor, mask, counts)
     library.reject_autograd("sparsegpt", weight, factor)
-    if not bool(torch.isfinite(weight).all() & torch.isfinite(factor).all() & (factor.diagonal() > 0).all()):
+    if not (library.all_finite(weight) and library.all_finite(factor) and bool((factor.diagonal() > 0).all())):
         raise NumericsError("sparsegpt: weight or factor holds NaN, inf, or a diagonal that is not positive")
     return counts.to(torch.int64).contiguous()
 
@@ -117,9 +120,11 @@ def sparsegpt_reference(
     of: int,
     block: int,
 ) -> tuple[Tensor, Tensor]:
-    """The published loop over columns, without lazy updates."""
-    weight = weight.clone()
+    """The published loop over columns with ``U = R⁻¹``, in float64, without lazy updates."""
+    dtype, weight = weight.dtype, weight.to(torch.float64, copy=True)
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.clone()
+    identity = torch.eye(len(factor), dtype=torch.float64, device=factor.device)
+    factor = torch.linalg.solve_triangular(factor.double(), identity, upper=True)
     diagonal = factor.diagonal()
     for start in range(0, weight.shape[1], block):
         stop = min(start + block, weight.shape[1])
@@ -134,7 +139,7 @@ def sparsegpt_reference(
                 kept[:, group] = nm_reference((weight[:, group] / diagonal[group]) ** 2, keep, of)
             error = torch.where(kept[:, column], 0.0, weight[:, column] / diagonal[column])
             weight[:, column:] -= torch.outer(error, factor[column, column:])
-    return torch.where(kept, weight, 0.0), kept
+    return torch.where(kept, weight, 0.0).to(dtype), kept
 
 
 @backends.implements("sparsegpt", "cpp")
@@ -149,10 +154,11 @@ def _sparsegpt_cpp(
     block: int,
 ) -> tuple[Tensor, Tensor]:
     rows, features = weight.shape
-    swept = weight.clone()
+    swept = library.empty(rows, features, dtype=weight.dtype).copy_(weight)
     kept = torch.ones(rows, features, dtype=torch.bool) if mask is None else mask.clone()
     backends.extension().sparsegpt(
         swept.data_ptr(),
+        library.ELEMENT_TYPE[weight.dtype],
         kept.data_ptr(),
         factor.data_ptr(),
         prune.data_ptr(),

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from pyprune import ops
 from pyprune.errors import InputError, NumericsError
+from pyprune.ops import library
 from pyprune.patterns import Pattern, Scope, Unstructured, assert_holds
 from pyprune.solvers.factorisation import Factorisation
 from pyprune.solvers.magnitude import magnitude
@@ -128,12 +128,12 @@ def solve(
     return LayerSolution(
         weight=weight,
         mask=outcome.mask,
-        error=problem.error(weight),
         damping=0.0 if factor is None else factor.damping,
-        condition=None if factor is None else factor.condition,
         seconds=seconds,
         solver=solver,
         notes=() if factor is None else factor.notes,
+        problem=problem,
+        factor=factor,
     )
 
 
@@ -161,8 +161,8 @@ def _refit(problem: LayerProblem, outcome: Outcome, damping: float) -> Outcome:
 
 
 def _stored(problem: LayerProblem, outcome: Outcome) -> Tensor:
-    weight = torch.where(outcome.mask, outcome.weight, 0.0).to(problem.weight.dtype)
-    if not bool(torch.isfinite(weight).all()):
+    weight = outcome.weight.to(problem.weight.dtype)
+    if not library.all_finite(weight):
         raise NumericsError(
             f"{problem.name}: the pruned weight does not fit {problem.weight.dtype}",
             seen=f"largest magnitude {float(outcome.weight.abs().max()):.3g}",

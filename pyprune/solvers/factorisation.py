@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -10,48 +11,101 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyprune import ops
 from pyprune.errors import InputError, NumericsError
 from pyprune.ops import library
 
 _RETRIES = 6
 _SMALLEST_RETRY = 1e-8  # first ridge tried after an undamped attempt failed
-_SINGULAR = 1e14  # 1-norm condition beyond which a float64 solution has no digit left that counts
+_SINGULAR = 1e14  # ratio of pivots beyond which a float64 solution has no digit left that counts
+_SURE = 1e5  # ratio of pivots up to which a factor in float32 settles that the matrix is positive definite
 _ASYMMETRY = 1e-4
 
 
 @dataclass(frozen=True)
 class Factorisation:
-    """``H = gram + ridge·I = L Lᵀ`` in float64.
+    """``H = gram + ridge·I = R Rᵀ``, and what follows from it.
 
     Attributes
     ----------
-    lower : Tensor, shape (k, k)
-        ``L``.
-    inverse : Tensor, shape (k, k)
-        ``H⁻¹``, symmetric.
+    gram : Tensor, shape (k, k)
+        Without the ridge.
+    reverse : Tensor, shape (k, k)
+        ``R``, upper triangular: float32 where that suffices to tell that ``H`` is positive definite, else float64.
     ridge, damping : float
         The ridge added, absolute and relative to the gram's mean diagonal.
-    condition : float
-        ``‖H‖₁ ‖H⁻¹‖₁``.
     notes : tuple of str
         Says so when the damping had to be raised.
     """
 
-    lower: Tensor
-    inverse: Tensor
+    gram: Tensor
+    reverse: Tensor
     ridge: float
     damping: float
-    condition: float
     notes: tuple[str, ...]
 
     @functools.cached_property
-    def inverse_upper(self) -> Tensor:
-        """Upper ``U`` with ``H⁻¹ = UᵀU``: the inverse of the reverse Cholesky factor, without squaring conditions."""
-        damped = self.lower @ self.lower.T
-        reverse = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)  # H = R Rᵀ, R upper
-        identity = torch.eye(len(reverse), dtype=reverse.dtype, device=reverse.device)
-        upper: Tensor = torch.linalg.solve_triangular(reverse, identity, upper=True)
-        return upper
+    def reverse_double(self) -> Tensor:
+        """``R`` in float64."""
+        if self.reverse.dtype == torch.float64:
+            return self.reverse
+        return ops.cholesky(self.gram, ridge=self.ridge, reverse=True).factor
+
+    @functools.cached_property
+    def inverse(self) -> Tensor:
+        """``H⁻¹``, symmetric, float64 ``[k, k]``."""
+        found = ops.cholesky(self.gram, ridge=self.ridge, inverse=True)
+        if found.inverse is None or found.failed >= 0:  # R exists, so this is a matrix at the very edge
+            raise NumericsError(
+                "the gram is not positive definite to working precision",
+                asked=f"its inverse with damping {self.damping:g}",
+                hint="a larger damping, or more calibration tokens than input features",
+            )
+        return found.inverse
+
+    @functools.cached_property
+    def condition(self) -> float:
+        """``‖H‖₁ ‖H⁻¹‖₁``; without an inverse at hand, Hager's estimate of it (1984), which is seldom off by 3."""
+        if not self.gram.numel():
+            return 1.0
+        # One column sum at a time of |gram| with the ridge on the diagonal.
+        diagonal = self.gram.diagonal()
+        norm = float((self.gram.abs().sum(dim=0) - diagonal.abs() + (diagonal + self.ridge).abs()).max())
+        if "inverse" in self.__dict__:
+            return norm * float(torch.linalg.matrix_norm(self.inverse, 1))
+        return norm * _inverse_norm(self.reverse)
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        """``rhs H⁻¹`` for rows ``rhs`` ``[rows, k]``, float64, with one step of iterative refinement."""
+        solution = ops.matmul(rhs, self.inverse)
+        residual = torch.sub(rhs, solution, alpha=self.ridge)
+        ops.matmul(solution, self.gram, residual, scale=-1.0)
+        return ops.matmul(residual, self.inverse, solution)
+
+
+def _inverse_norm(reverse: Tensor) -> float:
+    """1-norm of ``(R Rᵀ)⁻¹``, estimated from a few solves (Hager 1984, algorithm 1)."""
+    reverse = reverse.double()
+
+    def solve(vector: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(reverse, vector[:, None], upper=True)
+        whole: Tensor = torch.linalg.solve_triangular(reverse.T, half, upper=False)
+        return whole[:, 0]
+
+    size = len(reverse)
+    point = torch.full((size,), 1.0 / size, dtype=reverse.dtype, device=reverse.device)
+    best = 0.0
+    for _ in range(5):
+        image = solve(point)
+        estimate = float(image.abs().sum())
+        gradient = solve(torch.where(image >= 0, 1.0, -1.0))
+        best = max(best, estimate)
+        steepest = int(gradient.abs().argmax())
+        if float(gradient[steepest].abs()) <= float(gradient @ point):
+            break
+        point = torch.zeros_like(point)
+        point[steepest] = 1.0
+    return best
 
 
 class SharedGram:
@@ -61,23 +115,23 @@ class SharedGram:
         library.check_float(name, gram=gram)
         if gram.dim() != 2 or gram.shape[0] != gram.shape[1]:
             raise InputError(f"{name}: gram must be square", seen=str(list(gram.shape)))
-        matrix = gram.detach().double()
-        if not bool(torch.isfinite(matrix).all()):
+        seen = ops.symmetrise(gram)
+        if seen.broken:
             raise NumericsError(
                 f"{name}: gram holds NaN or inf",
-                seen=f"{int((~torch.isfinite(matrix)).sum())} of {matrix.numel()} entries are not finite",
+                seen=f"{seen.broken} of {gram.numel()} entries are not finite",
                 hint="a token's features overflowed: run calibration in fp32 or bf16, and check the weights below",
             )
-        diagonal = matrix.diagonal()
-        scale = float(diagonal.abs().max()) if matrix.numel() else 0.0
-        if matrix.numel() and float((matrix - matrix.T).abs().max()) > _ASYMMETRY * scale:
+        diagonal = seen.matrix.diagonal()
+        scale = float(diagonal.abs().max()) if gram.numel() else 0.0
+        if seen.asymmetry > _ASYMMETRY * scale:
             raise InputError(f"{name}: gram is not symmetric", hint="gram is E[x xᵀ], shape [in, in]")
-        if matrix.numel() and float(diagonal.min()) < -1e-10 * scale:
+        if gram.numel() and float(diagonal.min()) < -1e-10 * scale:
             raise NumericsError(
                 f"{name}: gram has a negative diagonal entry, so it is no second moment",
                 seen=f"{float(diagonal.min()):.3g} at column {int(diagonal.argmin())}",
             )
-        self.matrix = (matrix + matrix.T) / 2
+        self.matrix = seen.matrix
         self._cache: dict[float, Factorisation] = {}
 
     def factorise(self, damping: float, name: str) -> Factorisation:
@@ -117,7 +171,7 @@ class SharedGram:
                     f"damping raised from {damping:g} to {value:g} of the mean diagonal: "
                     "the gram is singular to working precision"
                 )
-                factor = Factorisation(factor.lower, factor.inverse, factor.ridge, value, factor.condition, (note,))
+                factor = dataclasses.replace(factor, notes=(note,))
             return factor
         diagonal = self.matrix.diagonal()
         raise NumericsError(
@@ -131,16 +185,10 @@ class SharedGram:
 
 def _attempt(gram: Tensor, damping: float, mean: float) -> Factorisation | None:
     ridge = damping * mean
-    damped = gram.clone()
-    damped.diagonal().add_(ridge)
-    lower, info = torch.linalg.cholesky_ex(damped)
-    if int(info) != 0:
-        return None
-    inverse = torch.cholesky_inverse(lower)
-    inverse = (inverse + inverse.T) / 2
-    if not damped.numel():
-        return Factorisation(lower, inverse, ridge, damping, 1.0, ())
-    condition = float(torch.linalg.matrix_norm(damped, 1) * torch.linalg.matrix_norm(inverse, 1))
-    if not condition < _SINGULAR:  # NaN counts as singular
-        return None
-    return Factorisation(lower, inverse, ridge, damping, condition, ())
+    for dtype, limit in ((torch.float32, _SURE), (torch.float64, _SINGULAR)):
+        found = ops.cholesky(gram, ridge=ridge, reverse=True, dtype=dtype)
+        if found.failed < 0:
+            pivots = found.factor.diagonal().double() ** 2
+            if not gram.numel() or float(pivots.max()) < limit * float(pivots.min()):  # NaN counts as singular
+                return Factorisation(gram, found.factor, ridge, damping, ())
+    return None

@@ -11,6 +11,6 @@ from pyprune.solvers.problem import LayerProblem
 def magnitude(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
     """Keep the largest ``|w|`` of the starting weight; no statistics are used without ``cross``."""
     start = problem.start(damping)
-    return Outcome(
-        start, pattern.select(start.abs()), problem.factorise(damping) if problem.cross is not None else None
-    )
+    mask = pattern.select(start.abs())
+    factor = problem.factorise(damping) if problem.cross is not None else None
+    return Outcome(start.masked_fill(~mask, 0.0), mask, factor)

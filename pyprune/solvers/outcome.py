@@ -12,7 +12,7 @@ from pyprune.solvers.factorisation import Factorisation
 
 @dataclass(frozen=True)
 class Outcome:
-    """Float64 ``weight`` ``[out, in]`` (entries outside the mask are ignored), ``mask``, and the system used."""
+    """``weight`` ``[out, in]``, float32 or float64 and exactly zero outside ``mask``; and the system used."""
 
     weight: Tensor
     mask: Tensor

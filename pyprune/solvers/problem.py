@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor
 
+from pyprune import ops
 from pyprune.errors import InputError, NumericsError
 from pyprune.ops import library
 from pyprune.solvers.factorisation import Factorisation, SharedGram
@@ -75,7 +77,7 @@ class LayerProblem:
             library.check_shape(name, "cross", cross, tuple(weight.shape))
         library.check_same_device(name, weight, gram.matrix, cross)
         for label, tensor in (("weight", weight), ("cross", cross)):
-            if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            if tensor is not None and not library.all_finite(tensor):
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise NumericsError(
                     f"{name}: {label} holds NaN or inf",
@@ -118,28 +120,28 @@ class LayerProblem:
 
     def rhs(self) -> Tensor:
         """Tensor, shape (out, in), float64: ``cross``, or ``weight @ gram`` without one."""
-        return self.weight.double() @ self.gram if self.cross is None else self.cross
+        return ops.matmul(self.weight.double(), self.gram) if self.cross is None else self.cross
 
-    def start(self, damping: float) -> Tensor:
-        """The dense weight a solver starts from, float64 ``[out, in]``.
+    def start(self, damping: float, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The dense weight a solver starts from, ``[out, in]``; not to be changed.
 
         Without ``cross`` the dense weight; with it the rectified one, ``W̄ = (C + λW₀)(G + λI)⁻¹`` (AKR,
         arXiv 2310.13191, eq. 5, with the ridge centred on the dense weight so that it never shrinks to zero).
         """
-        weight = self.weight.double()
         if self.cross is None:
-            return weight
+            return self.weight.to(dtype)
+        weight = self.weight.double()
         factor = self.factorise(damping)
         if factor.damping not in self._rectified:
             rhs = self.cross + factor.ridge * weight
-            self._rectified[factor.damping] = torch.cholesky_solve(rhs.T, factor.lower).T.contiguous()
-        return self._rectified[factor.damping]
+            self._rectified[factor.damping] = factor.solve(rhs)
+        return self._rectified[factor.damping].to(dtype)
 
     def target_energy(self) -> float:
         """``E‖y‖²``, the denominator of :meth:`error`."""
         if self._target_energy is None:
             fitted = self.start(_ENERGY_DAMPING)
-            self._target_energy = float((self.rhs() * fitted).sum())
+            self._target_energy = _inner(self.rhs(), fitted)
         return self._target_energy
 
     def loss(self, weight: Tensor) -> float:
@@ -147,9 +149,9 @@ class LayerProblem:
         candidate = weight.detach().double()
         if self.cross is None:
             change = candidate - self.weight.double()
-            return float(((change @ self.gram) * change).sum())
-        quadratic = float(((candidate @ self.gram) * candidate).sum())
-        return self.target_energy() - 2.0 * float((self.cross * candidate).sum()) + quadratic
+            return _inner(ops.matmul(change, self.gram), change)
+        quadratic = _inner(ops.matmul(candidate, self.gram), candidate)
+        return self.target_energy() - 2.0 * _inner(self.cross, candidate) + quadratic
 
     def error(self, weight: Tensor) -> float:
         """Relative error ``E‖y − weight·x‖² / E‖y‖²``, in float64.
@@ -164,6 +166,10 @@ class LayerProblem:
         return loss / energy
 
 
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float(torch.vdot(a.reshape(-1), b.reshape(-1)))
+
+
 @dataclass(frozen=True)
 class LayerSolution:
     """What a solver found for a :class:`LayerProblem`.
@@ -175,11 +181,12 @@ class LayerSolution:
     mask : Tensor of bool, shape (out, in)
         True = kept; the count is exactly what the pattern asks for.
     error : float
-        ``E‖y − Ŵx‖² / E‖y‖²`` in float64, of the weight as stored.
+        ``E‖y − Ŵx‖² / E‖y‖²`` in float64, of the weight as stored. Computed when it is first read (it costs as much as
+        a fast solver); until then the solution keeps the problem alive.
     damping : float
         Ridge that was used, relative to the gram's mean diagonal; 0 where no system was solved.
     condition : float or None
-        1-norm condition number of the damped gram; None where no system was solved.
+        1-norm condition number of the damped gram, or an estimate of it; None where no system was solved.
     seconds : float
         Wall time of the solve.
     solver : str
@@ -189,12 +196,29 @@ class LayerSolution:
 
     weight: Tensor
     mask: Tensor
-    error: float
     damping: float
-    condition: float | None
     seconds: float
     solver: str
     notes: tuple[str, ...] = ()
+    problem: InitVar[LayerProblem | None] = None
+    factor: InitVar[Factorisation | None] = None
+
+    def __post_init__(self, problem: LayerProblem | None, factor: Factorisation | None) -> None:
+        # Not fields: they go as soon as what they are for has been computed.
+        self.__dict__["_problem"] = problem
+        self.__dict__["_factor"] = factor
+
+    @functools.cached_property
+    def error(self) -> float:
+        """``E‖y − Ŵx‖² / E‖y‖²`` in float64, of the weight as stored."""
+        problem: LayerProblem = self.__dict__.pop("_problem")
+        return problem.error(self.weight)
+
+    @functools.cached_property
+    def condition(self) -> float | None:
+        """1-norm condition number of the damped gram; None where no system was solved."""
+        factor: Factorisation | None = self.__dict__.pop("_factor")
+        return None if factor is None else factor.condition
 
     @property
     def sparsity(self) -> float:

@@ -26,16 +26,17 @@ def sparsegpt(problem: LayerProblem, pattern: Pattern, damping: float, *, block:
     if block < 1:
         raise InputError("sparsegpt: block must be positive", seen=str(block))
     factor = problem.factorise(damping)
-    start = problem.start(damping)
+    # In float32, as published, wherever that carries the factor; in float64 for float64 weights.
+    single = problem.weight.dtype != torch.float64 and factor.reverse.dtype == torch.float32
+    start = problem.start(damping, torch.float32 if single else torch.float64)
+    reverse = factor.reverse if single else factor.reverse_double
     if isinstance(pattern, NM):
         block = -(-block // pattern.of) * pattern.of
-        weight, mask = ops.sparsegpt(start, factor.inverse_upper, keep=pattern.keep, of=pattern.of, block=block)
+        weight, mask = ops.sparsegpt(start, reverse, keep=pattern.keep, of=pattern.of, block=block)
     elif isinstance(pattern, Unstructured):
         per_row = pattern.scope == "row"
         counts = _prune_per_block(pattern, problem.shape, block)
-        weight, mask = ops.sparsegpt(
-            start, factor.inverse_upper, prune=counts.to(start.device), per_row=per_row, block=block
-        )
+        weight, mask = ops.sparsegpt(start, reverse, prune=counts.to(start.device), per_row=per_row, block=block)
     else:
         raise InputError(f"sparsegpt does not know the pattern {pattern.describe()}")
     return Outcome(weight, mask, factor)

@@ -12,4 +12,6 @@ def wanda(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
     """Keep the largest ``|w_ij| · sqrt(gram_jj)`` of the starting weight."""
     start = problem.start(damping)
     scores = start.abs() * problem.gram.diagonal().clamp(min=0).sqrt()
-    return Outcome(start, pattern.select(scores), problem.factorise(damping) if problem.cross is not None else None)
+    mask = pattern.select(scores)
+    factor = problem.factorise(damping) if problem.cross is not None else None
+    return Outcome(start.masked_fill(~mask, 0.0), mask, factor)

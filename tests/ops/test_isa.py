@@ -22,7 +22,7 @@ from pyprune.ops.obs import obs_reference
 from pyprune.ops.sparsegpt import sparsegpt_reference
 from pyprune.ops.masked_lstsq import masked_lstsq_reference
 g = torch.Generator().manual_seed(5)
-worst = dict.fromkeys(("gram", "cross_gram", "masked_lstsq", "obs", "sparsegpt"), 0.0)
+worst = dict.fromkeys(("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "sparsegpt"), 0.0)
 def note(op, got, wanted):
     worst[op] = max(worst[op], float((got - wanted).abs().max() / wanted.abs().max()))
 for k in (1, 2, 3, 5, 7, 8, 11, 12, 13, 23, 24, 25, 47, 48, 49, 95, 97, 161, 193):
@@ -37,7 +37,11 @@ for k in (1, 2, 3, 5, 7, 8, 11, 12, 13, 23, 24, 25, 47, 48, 49, 95, 97, 161, 193
     note("masked_lstsq", ops.masked_lstsq(h, w, mask), masked_lstsq_reference(h, w, mask)[0])
     count = (3 * k) // 4
     note("obs", ops.obs(inverse, w, count)[0], obs_reference(inverse, w, torch.full((5,), count), count, 0, 0)[0])
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    note("matmul", ops.matmul(w, h), w @ h)
+    found = ops.cholesky(h, inverse=True)
+    note("cholesky", found.factor.T @ found.factor, h)
+    note("cholesky", found.inverse, inverse)
+    factor = ops.cholesky(h, reverse=True).factor
     prune = torch.tensor([5 * min(32, k - s) // 2 for s in range(0, k, 32)])
     got, kept = ops.sparsegpt(w, factor, prune=prune, block=32)
     note("sparsegpt", got, sparsegpt_reference(w, factor, None, prune, False, 0, 0, 32)[0])
@@ -59,6 +63,7 @@ def test_matches_float64(isa):
     assert result["worst"]["gram"] <= 2e-6
     assert result["worst"]["cross_gram"] <= 2e-5  # scaled by the result, which cancels; see test_cross_gram
     assert max(result["worst"][op] for op in ("masked_lstsq", "obs", "sparsegpt")) <= 1e-8
+    assert max(result["worst"][op] for op in ("matmul", "cholesky")) <= 1e-11
 
 
 def test_baseline_is_always_there():

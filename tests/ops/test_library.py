@@ -17,11 +17,14 @@ def _samples(generator):
     weight = torch.randn(3, 8, generator=generator, dtype=torch.float64)
     mask = torch.rand(3, 8, generator=generator) > 0.5
     inverse = torch.linalg.inv(gram)
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    factor = torch.linalg.cholesky(gram.flip(0, 1)).flip(0, 1).contiguous()
     counts = torch.full((3,), 4, dtype=torch.int64)
     return {
         "gram": (torch.zeros(8, 8, dtype=torch.float64), x, keep),
         "cross_gram": (torch.zeros(3, 8), y, x, None),
+        "matmul": (torch.zeros(3, 8, dtype=torch.float64), weight, gram, True, 0.5),
+        "cholesky": (gram, 0.1, True, False, False),
+        "symmetrise": (x[:8],),
         "select": (weight, 3, True),
         "nm": (weight, 2, 4),
         "masked_lstsq": (gram, weight, mask),
@@ -30,7 +33,7 @@ def _samples(generator):
     }
 
 
-OPS = ("gram", "cross_gram", "select", "nm", "masked_lstsq", "obs", "sparsegpt")
+OPS = ("gram", "cross_gram", "matmul", "cholesky", "symmetrise", "select", "nm", "masked_lstsq", "obs", "sparsegpt")
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -49,6 +52,7 @@ def test_compiles_without_graph_breaks(name, generator):
         return args[0] if result is None else result
 
     wanted = call(*(a.clone() if isinstance(a, torch.Tensor) else a for a in arguments))
+    torch.compiler.reset()  # one function for all ops: each would count as a recompilation
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")(*arguments)
     wanted, compiled = (r if isinstance(r, tuple) else (r,) for r in (wanted, compiled))
     assert all(torch.equal(a, b) for a, b in zip(wanted, compiled, strict=True))

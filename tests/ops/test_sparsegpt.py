@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from problems import features, gram_of
-from tolerances import GREEDY, relative
+from tolerances import GREEDY, SWEEP_SINGLE, relative
 
 from pyprune import ops
 from pyprune.errors import InputError, NumericsError
@@ -12,7 +12,8 @@ from pyprune.ops.sparsegpt import sparsegpt_reference
 
 
 def factor_of(gram):
-    return torch.linalg.cholesky(torch.linalg.inv(gram), upper=True)
+    """Upper R with gram = R Rᵀ, by torch alone."""
+    return torch.linalg.cholesky(gram.flip(0, 1)).flip(0, 1).contiguous()
 
 
 def compare(weight, factor, **options):
@@ -30,7 +31,8 @@ def compare(weight, factor, **options):
         block,
     )
     assert torch.equal(mask, wanted_mask)
-    assert relative(got, wanted) <= GREEDY
+    assert got.dtype == (torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    assert relative(got, wanted) <= (GREEDY if got.dtype == torch.float64 else SWEEP_SINGLE)
     assert bool((got[~mask] == 0).all())
     return got, mask
 
@@ -47,7 +49,10 @@ def test_matches_the_reference(backend, columns, per_row, block, generator):
     assert int((~mask).sum()) == int(prune.sum()) * (29 if per_row else 1)
 
 
-@pytest.mark.parametrize(("keep", "of", "block", "columns"), [(2, 4, 128, 256), (4, 8, 32, 96), (1, 3, 129, 300)])
+@pytest.mark.parametrize(
+    ("keep", "of", "block", "columns"),
+    [(2, 4, 128, 256), (4, 8, 32, 96), (1, 3, 129, 300), (20, 40, 40, 160), (32, 64, 128, 256)],
+)
 def test_groups(backend, keep, of, block, columns, generator):
     factor = factor_of(gram_of(features(400, columns, generator, "correlated"), 1e-2))
     weight = torch.randn(11, columns, dtype=torch.float64, generator=generator)

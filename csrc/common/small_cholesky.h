@@ -25,12 +25,17 @@ inline size_t cholesky_scratch(int64_t n) {
     return static_cast<size_t>(kBlockRows * panels(n, kPanel<double>) * kPanel<double> + n);
 }
 
+// Smallest pivot that still counts as positive where the diagonal entry was `diagonal` and the system is n wide.
+inline double pivot_floor(double diagonal, int64_t n) {
+    return 2.2e-16 * static_cast<double>(n) * diagonal;
+}
+
 // Factor the upper triangle of a[n][stride] in place; `stride` is cholesky_stride(n) and the padding must be finite.
-// Returns -1, or the first pivot that is not positive to working precision (the matrix is then spoilt).
-inline int64_t cholesky(double* a, int64_t n, int64_t stride, double* scratch) {
+// Returns -1, or the first pivot that is not above its floor (by default that of a[n][n] alone): the matrix is spoilt then.
+inline int64_t small_cholesky(double* a, int64_t n, int64_t stride, double* scratch, const double* floor = nullptr) {
     double* packed = scratch;
     double* smallest = scratch + kBlockRows * panels(n, kPanel<double>) * kPanel<double>;
-    for (int64_t j = 0; j < n; ++j) smallest[j] = 2.2e-16 * static_cast<double>(n) * a[j * stride + j];
+    for (int64_t j = 0; j < n; ++j) smallest[j] = floor == nullptr ? pivot_floor(a[j * stride + j], n) : floor[j];
     for (int64_t first = 0; first < n; first += kBlockRows) {
         const int64_t stop = std::min(first + kBlockRows, n);
         for (int64_t j = first; j < stop; ++j) {  // the diagonal block, right-looking
@@ -61,8 +66,23 @@ inline int64_t cholesky(double* a, int64_t n, int64_t stride, double* scratch) {
     return -1;
 }
 
+// Invert an upper triangular matrix in place, below its last row first; `line` holds n. n³/6 multiply-adds.
+inline void invert_upper(double* u, int64_t n, int64_t stride, double* line) {
+    for (int64_t i = n - 1; i >= 0; --i) {
+        double* row = u + i * stride;
+        const double scale = 1.0 / row[i];
+        std::fill(line, line + n, 0.0);
+        for (int64_t q = i + 1; q < n; ++q) {
+            const double* below = u + q * stride;
+            for (int64_t j = q; j < n; ++j) line[j] -= row[q] * below[j];
+        }
+        row[i] = scale;
+        for (int64_t j = i + 1; j < n; ++j) row[j] = line[j] * scale;
+    }
+}
+
 // Solve UᵀU x = b in place.
-inline void cholesky_solve(const double* u, int64_t n, int64_t stride, double* b) {
+inline void small_cholesky_solve(const double* u, int64_t n, int64_t stride, double* b) {
     for (int64_t i = 0; i < n; ++i) {
         const double* row = u + i * stride;
         b[i] /= row[i];
