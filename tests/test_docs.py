@@ -25,7 +25,8 @@ from pyprune.demo import story
 from pyprune.methods.entry import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/ARCHITECTURE.md", "docs/conventions.md", "docs/measurements.md", "CHANGELOG.md")
+DROP_IN = "docs/drop-in.md"
+PAGES = ("README.md", "docs/ARCHITECTURE.md", "docs/conventions.md", "docs/measurements.md", DROP_IN, "CHANGELOG.md")
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Made by a build, a run or a tool; no rooms.
@@ -156,7 +157,29 @@ def test_readme_one_matrix(readme: Ran) -> None:
 
 
 def test_no_python_elsewhere() -> None:
-    assert not [page for page in PAGES[1:] if blocks(page, "python")], "run these blocks in the tests too"
+    others = [page for page in PAGES if page not in {"README.md", DROP_IN}]
+    assert not [page for page in others if blocks(page, "python")], "run these blocks in the tests too"
+
+
+def test_drop_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's Python blocks one after another, and the imports of its diffs."""
+    from pyprune.compat.sparsegpt import SparseGPT
+
+    monkeypatch.setattr(SparseGPT, "default_solver", SparseGPT.default_solver)  # the page switches it
+    found: dict[str, Any] = {}
+    for number, body in enumerate(blocks(DROP_IN, "python")):
+        exec(compile(body, f"{DROP_IN}, Python block {number}", "exec"), found)
+    changed = [line for body in blocks(DROP_IN, "diff") for line in body.splitlines() if line.startswith("+")]
+    for line in changed:
+        exec(compile(line[1:], DROP_IN, "exec"), found)
+    assert len(changed) == 3
+    assert SparseGPT.default_solver == found["better"].solver == "obs"
+    assert pyprune.NM(2, 4).holds(found["layer"].weight != 0)
+    zeros = {name: int((found[name] == 0).sum()) for name in ("half", "most", "in_blocks", "weight")}
+    assert zeros == {"half": 1024, "most": 1844, "in_blocks": 1024, "weight": 1024}
+    assert found["hessians"] == {}
+    imports = [names(row[1])[0] for row in table(TEXT[DROP_IN], "instead of")]
+    assert imports == [f"{found[name].__module__}.{name}" for name in ("SparseGPT", "TrueOBS", "sparsify_weight")]
 
 
 # Commands, targets, paths and names

@@ -18,7 +18,7 @@ FLOORS = [
     {"ops"},
     {"patterns"},
     {"solvers", "stats", "models", "tasks", "result"},
-    {"methods"},
+    {"methods", "compat"},
     {"demo", "progress", "commands"},
     {"cli"},
     {"__main__"},
