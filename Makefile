@@ -15,7 +15,7 @@ TRANSFORMERS4 := .compat/transformers4
 BUILD := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
 CPP := $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: help demo test test-transformers4 lint format bench env clean
+.PHONY: help demo test test-transformers4 lint format bench bench-solver env clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -45,6 +45,10 @@ format: $(VENV)/.test ## bring all sources into shape
 bench: $(VENV)/.test ## all benchmarks (an hour); results under benchmarks/results
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
+bench-solver: $(VENV)/.test ## one matrix beside other solvers, and docs/solver-pareto.svg; PUBLIC="--sparsegpt DIR --alps DIR" runs their code
+	$(BIN)/python benchmarks/solver/run.py --resume $(PUBLIC)
+	$(BIN)/python benchmarks/solver/plot.py
+
 env: $(VENV)/.test ## the environment for development, and nothing else
 
 clean: ## remove what these targets made
@@ -61,7 +65,7 @@ $(VENV)/.run: $(BIN)/python $(BUILD)
 
 $(VENV)/.test: $(BIN)/python $(BUILD)
 	@echo "building pyprune and installing what its tests need into $(VENV): some minutes, the first time"
-	@$(PIP) install --editable '.[test,lint,gpu]'
+	@$(PIP) install --editable '.[test,lint,gpu,bench]'
 	@touch $(VENV)/.run $@
 
 # One old release beside the new one; the rest of what it needs comes from $(VENV).

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Row-wise least squares on a given mask: pyprune.ops.masked_lstsq beside batched Cholesky in torch.
 
-The usual torch way is the mask trick: rows and columns outside a row's support are zeroed, ones put on
-their diagonal, and all full-size systems are factorised in batches. pyprune solves the support or the
-complement, whichever is smaller, in float64.
+The torch one is in `solver/rivals.py`: rows and columns outside a row's support are zeroed, ones put on their
+diagonal, and all full-size systems are factorised in batches. pyprune solves the support or the complement,
+whichever is smaller, in float64.
 """
 
 from __future__ import annotations
@@ -12,33 +12,12 @@ from collections.abc import Callable
 
 import torch
 from common import Report, activations, arguments, interleaved
+from solver.rivals import batched_cholesky
 from torch import Tensor
 
 from pyprune import ops
 
 DAMP = 1e-3
-
-
-def batched_cholesky(gram: Tensor, rhs: Tensor, mask: Tensor, *, batch: int, dtype: torch.dtype) -> Tensor:
-    """Solve (G_SS + ridge) w_S = c_S for every row, `batch` full-size systems at a time.
-
-    Parameters
-    ----------
-    gram : Tensor, shape (columns, columns)
-    rhs, mask : Tensor, shape (rows, columns)
-    """
-    ridge = DAMP * gram.diagonal().mean()
-    system = (gram + ridge * torch.eye(len(gram), dtype=gram.dtype)).to(dtype)
-    result = torch.empty(rhs.shape, dtype=dtype)
-    for first in range(0, len(rhs), batch):
-        keep = mask[first : first + batch]
-        both = keep.unsqueeze(2) & keep.unsqueeze(1)
-        systems = torch.where(both, system, torch.zeros((), dtype=dtype))
-        systems.diagonal(dim1=1, dim2=2).masked_fill_(~keep, 1.0)
-        target = rhs[first : first + batch].to(dtype).masked_fill(~keep, 0.0)
-        factor = torch.linalg.cholesky(systems)
-        result[first : first + batch] = torch.cholesky_solve(target.unsqueeze(2), factor).squeeze(2)
-    return result
 
 
 def main() -> None:
@@ -58,8 +37,8 @@ def main() -> None:
 def measure(report: Report, gram: Tensor, rhs: Tensor, mask: Tensor, sparsity: float, rounds: int) -> None:
     candidates: dict[str, Callable[[], Tensor]] = {
         "pyprune": lambda: ops.masked_lstsq(gram, rhs, mask, damp=DAMP),
-        "torch batched Cholesky float32": lambda: batched_cholesky(gram, rhs, mask, batch=32, dtype=torch.float32),
-        "torch batched Cholesky float64": lambda: batched_cholesky(gram, rhs, mask, batch=32, dtype=torch.float64),
+        "torch batched Cholesky float32": lambda: batched_cholesky(gram, rhs, mask, damping=DAMP, dtype=torch.float32),
+        "torch batched Cholesky float64": lambda: batched_cholesky(gram, rhs, mask, damping=DAMP, dtype=torch.float64),
     }
     exact = ops.masked_lstsq(gram, rhs, mask, damp=DAMP)
     ridge = DAMP * gram.diagonal().mean()
