@@ -133,16 +133,42 @@ void nm(uintptr_t mask, uintptr_t scores, int type, int64_t groups, int64_t of, 
 }
 
 void masked_lstsq(uintptr_t solution, uintptr_t status, uintptr_t system, uintptr_t target, uintptr_t mask,
-                  uintptr_t inverse, uintptr_t dense, int64_t rows, int64_t columns, int threads) {
+                  uintptr_t inverse, double tolerance, int64_t rows, int64_t columns, int threads) {
     const int64_t all = area(rows, columns), square = area(columns, columns);
-    require((inverse == 0) == (dense == 0), "inverse and dense go together");
+    require(tolerance >= 0.0, "the tolerance must not be negative");
+    require(columns <= std::numeric_limits<int32_t>::max(), "too many columns");
     check_threads(threads);
     const auto& run = pyprune::kernels();
     py::gil_scoped_release release;
     run.masked_lstsq(pointer<double>(solution, all, "solution"), pointer<int64_t>(status, rows, "status"),
                      pointer<const double>(system, square, "system"), pointer<const double>(target, all, "target"),
-                     pointer<const uint8_t>(mask, all, "mask"), reinterpret_cast<const double*>(inverse),
-                     reinterpret_cast<const double*>(dense), rows, columns, threads);
+                     pointer<const uint8_t>(mask, all, "mask"), reinterpret_cast<const double*>(inverse), tolerance,
+                     rows, columns, threads);
+}
+
+void masked_cg(uintptr_t x, uintptr_t worth, uintptr_t system, uintptr_t precondition, uintptr_t target, uintptr_t mask,
+               int64_t rows, int64_t columns, int64_t steps, double tolerance, int threads) {
+    const int64_t all = area(rows, columns), square = area(columns, columns);
+    require(steps >= 0, "steps must not be negative");
+    require(tolerance >= 0.0, "the tolerance must not be negative");
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.masked_cg(pointer<float>(x, all, "x"), pointer<double>(worth, rows, "worth"),
+                  pointer<const float>(system, square, "system"), reinterpret_cast<const float*>(precondition),
+                  pointer<const float>(target, all, "target"), pointer<const uint8_t>(mask, all, "mask"), rows, columns,
+                  steps, tolerance, threads);
+}
+
+void admm_step(uintptr_t z, uintptr_t mask, uintptr_t start, uintptr_t multiplier, double relax, int64_t rows,
+               int64_t columns, int threads) {
+    const int64_t all = area(rows, columns), square = area(columns, columns);
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.admm_step(pointer<float>(z, all, "z"), pointer<const uint8_t>(mask, all, "mask"),
+                  pointer<const float>(start, all, "start"), pointer<const float>(multiplier, square, "multiplier"),
+                  static_cast<float>(relax), rows, columns, threads);
 }
 
 void obs(uintptr_t pruned, uintptr_t order, uintptr_t loss, uintptr_t inverse, uintptr_t weight, uintptr_t count,
@@ -258,6 +284,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("select", &bound::select);
     module.def("nm", &bound::nm);
     module.def("masked_lstsq", &bound::masked_lstsq);
+    module.def("masked_cg", &bound::masked_cg);
+    module.def("admm_step", &bound::admm_step);
     module.def("obs", &bound::obs);
     module.def("sparsegpt", &bound::sparsegpt);
 #if defined(PYPRUNE_HAS_CUDA)

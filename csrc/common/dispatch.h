@@ -24,6 +24,8 @@ struct Kernels {
     decltype(&baseline::select) select;
     decltype(&baseline::nm) nm;
     decltype(&baseline::masked_lstsq) masked_lstsq;
+    decltype(&baseline::masked_cg) masked_cg;
+    decltype(&baseline::admm_step) admm_step;
     decltype(&baseline::obs) obs;
     decltype(&baseline::sparsegpt) sparsegpt;
 };

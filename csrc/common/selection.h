@@ -47,8 +47,12 @@ inline void select_largest(uint8_t* mask, const Real* scores, int64_t n, int64_t
     for (int bit = Key<Real>::bits - 1; bit >= 0; --bit) {
         const Integer candidate = static_cast<Integer>(static_cast<Unsigned>(threshold) + (Unsigned(1) << bit));
         Integer reached = 0;
-        for (int64_t i = 0; i < n; ++i) reached += keys[i] >= candidate;
-        if (static_cast<int64_t>(reached) >= count) threshold = candidate;
+        for (int64_t i = 0; i < n; ++i) reached += keys[i] >= candidate ? 1 : 0;
+        if (static_cast<int64_t>(reached) == count) {  // it parts the keys already, whatever the other bits
+            for (int64_t i = 0; i < n; ++i) mask[i] = keys[i] >= candidate;
+            return;
+        }
+        if (static_cast<int64_t>(reached) > count) threshold = candidate;
     }
     int64_t ties = count;  // places left for scores equal to the threshold
     for (int64_t i = 0; i < n; ++i) ties -= keys[i] > threshold;
@@ -59,12 +63,13 @@ inline void select_largest(uint8_t* mask, const Real* scores, int64_t n, int64_t
     }
 }
 
-// The same by all threads: a radix select on the bits. A histogram of the leading 11 bits finds the bin of the
+// The same by all threads: a radix select on the bits. A histogram of the leading 14 bits finds the bin of the
 // threshold, its members are set aside, and select_largest settles among them. Scores are read three times; the memory
 // of a Selector is n elements, and it may be used again and again.
 template <class Real>
 class Selector {
-    static constexpr int kBins = 2048, kShift = Key<Real>::bits - 11;
+    static constexpr int kBins = 1 << 14, kShift = Key<Real>::bits - 14;
+    static constexpr int64_t kRun = 64;  // scores marked at a time
 
   public:
     Selector(int64_t most, int threads)
@@ -82,20 +87,27 @@ class Selector {
         {
             const int me = omp_get_thread_num(), all = omp_get_num_threads();
             const int64_t first = n * me / all, stop = n * (me + 1) / all;
-            int64_t* bins = counts_.data() + static_cast<int64_t>(me) * kBins;
-            std::fill(bins, bins + kBins, int64_t(0));
+            int32_t* bins = counts_.data() + static_cast<int64_t>(me) * kBins;
+            std::fill(bins, bins + kBins, 0);
             for (int64_t i = first; i < stop; ++i) ++bins[bin(scores[i])];
 #pragma omp barrier
 #pragma omp single
             find_bin(count, all);
-            int64_t place = found_[me];  // where this thread's members of the bin go
-            for (int64_t i = first; i < stop; ++i) {
-                const int own = bin(scores[i]);
-                mask[i] = own > bin_;
-                if (own == bin_) {
-                    places_[place] = i;
-                    candidates_[place++] = scores[i];
+            const int32_t border = bin_;  // a copy: writing bytes could change the member, for all the compiler knows
+            int64_t place = found_[me];   // where this thread's members of the bin go
+            for (int64_t start = first; start < stop; start += kRun) {
+                const int64_t end = std::min(stop, start + kRun);
+                int32_t inside = 0;  // few runs hold a member: the others are marked without looking at each score
+                for (int64_t i = start; i < end; ++i) {
+                    const int32_t own = bin(scores[i]);
+                    mask[i] = own > border;
+                    inside |= own == border ? 1 : 0;
                 }
+                for (int64_t i = start; inside != 0 && i < end; ++i)
+                    if (bin(scores[i]) == border) {
+                        places_[place] = i;
+                        candidates_[place++] = scores[i];
+                    }
             }
         }
         const int64_t members = found_[threads_];
@@ -104,7 +116,7 @@ class Selector {
     }
 
   private:
-    static int bin(Real score) { return static_cast<int>(Key<Real>::of(score) >> kShift) + kBins / 2; }
+    static int32_t bin(Real score) { return static_cast<int32_t>(Key<Real>::of(score) >> kShift) + kBins / 2; }
 
     // The bin that holds the threshold, how many of its members are wanted, and where each thread puts its members.
     void find_bin(int64_t count, int all) {
@@ -124,9 +136,11 @@ class Selector {
         found_[threads_] = place;
     }
 
-    int threads_, bin_ = 0;
+    int threads_;
+    int32_t bin_ = 0;
     int64_t wanted_ = 0;
-    Buffer<int64_t> counts_, found_, places_;
+    Buffer<int32_t> counts_;
+    Buffer<int64_t> found_, places_;
     Buffer<Real> candidates_, scratch_;
     Buffer<uint8_t> chosen_;
 };

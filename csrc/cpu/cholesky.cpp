@@ -2,7 +2,7 @@
 // cholesky: A + ridge·I = UᵀU, or = R Rᵀ with R upper too; and its inverse       A [k, k] float64, the rest in `Real`
 //
 // Algorithm: blocked, right-looking, 96 rows at a time. The diagonal block is factored and inverted in float64 by one
-//   thread (common/small_cholesky.h); its block row is one product with that inverse; the trailing matrix is a symmetric
+//   thread (common/panel_cholesky.h); its block row is one product with that inverse; the trailing matrix is a symmetric
 //   update; both by the micro-kernel (panel.h), tiles shared by the threads. R comes from A with rows and columns
 //   reversed. The inverse is XᵀX with X = U⁻ᵀ, by blocked substitution into packed panels which then are both operands.
 // FLOPs: k³/3; with the inverse k³. Memory: two (with the inverse three) matrices of k²; the trailing matrix is read and
@@ -10,7 +10,7 @@
 // Entries are summed in a fixed order: bits do not depend on the number of threads.
 // Returns -1, or the first pivot that is not positive to working precision (results are then undefined).
 #include "../common/element_type.h"
-#include "../common/small_cholesky.h"
+#include "../common/panel_cholesky.h"
 
 #include <omp.h>
 
@@ -26,36 +26,35 @@ static_assert(kBlock % kPanel<float> == 0 && kBlock % kPanel<double> == 0, "bloc
 // The diagonal block in float64: U, and U⁻¹ as panels of `Real`, which is what both products need on their left.
 template <class Real>
 class DiagonalBlock {
+    using Double = PanelCholesky<double>;
+
   public:
     DiagonalBlock()
-        : stride_(cholesky_stride(kBlock)), block_(static_cast<size_t>(kBlock * stride_)),
-          scratch_(cholesky_scratch(kBlock)) {}
+        : memory_(Double::factor_size(kBlock)), scratch_(Double::scratch_size(kBlock)),
+          inverse_(static_cast<size_t>(kBlock * kBlock)) {}
 
-    int64_t factor(Real* matrix, int64_t stride, int64_t n, const double* floor) {
-        double* block = block_.data();
-        std::fill(block, block + kBlock * stride_, 0.0);
+    // In place, and panels[p][q][r] = U⁻¹[q][p · width + r], zero outside the block.
+    int64_t run(Real* matrix, Real* panels_out, int64_t stride, int64_t n, const double* floor) {
+        constexpr int64_t width = kPanel<Real>, wide = kPanel<double>;
+        Double block(memory_.data(), n);
         for (int64_t i = 0; i < n; ++i)
-            for (int64_t j = i; j < n; ++j) block[i * stride_ + j] = matrix[i * stride + j];
-        const int64_t failed = small_cholesky(block, n, stride_, scratch_.data(), floor);
+            for (int64_t j = i; j < n; ++j) block.row(i)[j] = matrix[i * stride + j];
+        const int64_t failed = block.factor(scratch_.data(), floor);
         if (failed >= 0) return failed;
         for (int64_t i = 0; i < n; ++i)
-            for (int64_t j = i; j < n; ++j) matrix[i * stride + j] = static_cast<Real>(block[i * stride_ + j]);
+            for (int64_t j = i; j < n; ++j) matrix[i * stride + j] = static_cast<Real>(block.row(i)[j]);
+        block.inverse_panels(inverse_.data());
+        std::fill(panels_out, panels_out + kBlock * kBlock, Real(0));
+        for (int64_t p = 0; p < panels(n, width); ++p)
+            for (int64_t i = 0; i < std::min(n, (p + 1) * width); ++i)
+                for (int64_t j = p * width; j < std::min(n, (p + 1) * width); ++j)
+                    panels_out[(p * kBlock + i) * width + j - p * width] =
+                        static_cast<Real>(inverse_[(j / wide * block.stride() + i) * wide + j % wide]);
         return -1;
     }
 
-    // panels[p][q][r] = U⁻¹[q][p · width + r], zero outside the block.
-    void invert(Real* panels_out, int64_t n) {
-        constexpr int64_t width = kPanel<Real>;
-        invert_upper(block_.data(), n, stride_, scratch_.data());
-        std::fill(panels_out, panels_out + kBlock * kBlock, Real(0));
-        for (int64_t i = 0; i < n; ++i)
-            for (int64_t j = i; j < n; ++j)
-                panels_out[(j / width * kBlock + i) * width + j % width] = static_cast<Real>(block_[i * stride_ + j]);
-    }
-
   private:
-    int64_t stride_;
-    Buffer<double> block_, scratch_;
+    Buffer<double> memory_, scratch_, inverse_;
 };
 
 template <class Real>
@@ -76,9 +75,9 @@ class Factor {
         DiagonalBlock<Real> diagonal;
         for (int64_t block = 0; block < blocks_; ++block) {
             const int64_t first = block * kBlock, n = std::min(kBlock, k_ - first);
-            const int64_t failed = diagonal.factor(u_ + first * k_ + first, k_, n, floor_.data() + first);
+            const int64_t failed = diagonal.run(u_ + first * k_ + first, inverses_.data() + block * kBlock * kBlock, k_,
+                                                n, floor_.data() + first);
             if (failed >= 0) return first + failed;
-            diagonal.invert(inverses_.data() + block * kBlock * kBlock, n);
             if (first + n < k_) eliminate(block, first, n);
         }
         return -1;

@@ -26,7 +26,13 @@ void select(uint8_t* mask, const void* scores, ElementType type, int64_t rows, i
 void nm(uint8_t* mask, const void* scores, ElementType type, int64_t groups, int64_t of, int64_t keep, int threads);
 
 void masked_lstsq(double* solution, int64_t* status, const double* system, const double* target, const uint8_t* mask,
-                  const double* inverse, const double* dense, int64_t rows, int64_t columns, int threads);
+                  const double* inverse, double tolerance, int64_t rows, int64_t columns, int threads);
+
+void masked_cg(float* x, double* worth, const float* system, const float* precondition, const float* target,
+               const uint8_t* mask, int64_t rows, int64_t columns, int64_t steps, double tolerance, int threads);
+
+void admm_step(float* z, const uint8_t* mask, const float* start, const float* multiplier, float relax, int64_t rows,
+               int64_t columns, int threads);
 
 void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
          const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads);

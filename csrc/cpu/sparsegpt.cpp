@@ -15,8 +15,8 @@
 // float32 or float64; bits do not depend on the number of threads.
 #include "../common/element_type.h"
 #include "../common/panel.h"
+#include "../common/panel_cholesky.h"
 #include "../common/selection.h"
-#include "../common/small_cholesky.h"
 
 #include <vector>
 
@@ -252,7 +252,7 @@ class Sweep {
   private:
     // R_BB⁻¹ as panels [panel][row][wide].
     void invert_block(int64_t width) {
-        const int64_t stride = padded(block_);
+        const int64_t stride = panels(block_, 8) * 8;
         if (square_.empty()) square_.resize(static_cast<size_t>(block_ * stride + stride));
         for (int64_t i = 0; i < width; ++i)
             for (int64_t j = 0; j < width; ++j)

@@ -4,9 +4,11 @@
 The device of the tensors decides the kernel (see :mod:`pyprune.backends`); a caller never asks.
 """
 
+from pyprune.ops.admm_step import admm_step
 from pyprune.ops.cholesky import cholesky
 from pyprune.ops.cross_gram import cross_gram
 from pyprune.ops.gram import gram
+from pyprune.ops.masked_cg import masked_cg
 from pyprune.ops.masked_lstsq import masked_lstsq
 from pyprune.ops.matmul import matmul
 from pyprune.ops.nm import nm
@@ -15,4 +17,17 @@ from pyprune.ops.select import select
 from pyprune.ops.sparsegpt import sparsegpt
 from pyprune.ops.symmetrise import symmetrise
 
-__all__ = ["cholesky", "cross_gram", "gram", "masked_lstsq", "matmul", "nm", "obs", "select", "sparsegpt", "symmetrise"]
+__all__ = [
+    "admm_step",
+    "cholesky",
+    "cross_gram",
+    "gram",
+    "masked_cg",
+    "masked_lstsq",
+    "matmul",
+    "nm",
+    "obs",
+    "select",
+    "sparsegpt",
+    "symmetrise",
+]

@@ -11,9 +11,14 @@ from torch import Tensor
 from pyprune import backends
 from pyprune.errors import InputError, NumericsError
 from pyprune.ops import library
+from pyprune.ops.cholesky import cholesky as ops_cholesky
 
 # Above this condition number the complement's detour through the full inverse could cost visible digits.
-_COMPLEMENT_CONDITION = 1e10
+_COMPLEMENT_CONDITION = 1e6
+
+# Refinement ends with a correction worth no more than this part of a row's energy; it is still added, so that what is
+# left is smaller by another factor of 1e4 or more. By whether the result is wanted in float64.
+_TOLERANCE = {False: 1e-10, True: 1e-14}
 
 
 def masked_lstsq(
@@ -44,7 +49,7 @@ def masked_lstsq(
     Returns
     -------
     Tensor, shape (rows, k)
-        In the dtype of ``rhs``; solved in float64 whatever the input.
+        In the dtype of ``rhs``, as exact as it can hold whatever the input: see the notes.
 
     Raises
     ------
@@ -55,8 +60,10 @@ def masked_lstsq(
 
     Notes
     -----
-    Exact, by Cholesky: on the support, or through the inverse of the whole system on the complement
-    (``w = w̄ − A[:,P] A_PP⁻¹ w̄_P`` with ``A = (G + λI)⁻¹``, ``w̄`` the dense solution), whichever is smaller.
+    By Cholesky on the support, or through the inverse of the whole system on the complement
+    (``w = w̄ − A[:,P] A_PP⁻¹ w̄_P`` with ``A = (G + λI)⁻¹``, ``w̄`` the dense solution), whichever is smaller. Factors are
+    float32 and residuals float64, refined until a correction is worth less than 1e-10 of the row's energy (1e-14 for a
+    float64 ``rhs``); rows where that fails, by their condition, are solved in float64 throughout.
 
     Examples
     --------
@@ -70,7 +77,9 @@ def masked_lstsq(
     target = rhs.double()
     if anchor is not None:
         target = target + ridge * anchor.double()
-    solution, status = _masked_lstsq(system.contiguous(), target.contiguous(), mask.contiguous())
+    solution, status = _masked_lstsq(
+        system.contiguous(), target.contiguous(), mask.contiguous(), _TOLERANCE[rhs.dtype == torch.float64]
+    )
     failed = int((status != 0).sum())
     if failed:
         row = int(torch.nonzero(status)[0])
@@ -107,7 +116,9 @@ def _check(gram: Tensor, rhs: Tensor, mask: Tensor, anchor: Tensor | None, damp:
 
 
 @backends.implements("masked_lstsq", "reference")
-def masked_lstsq_reference(system: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def masked_lstsq_reference(
+    system: Tensor, target: Tensor, mask: Tensor, tolerance: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Gather the support of each row and solve; ``status`` is 1 + the failing pivot, or 0."""
     solution = torch.zeros_like(target)
     status = torch.zeros(len(target), dtype=torch.int64, device=target.device)
@@ -121,44 +132,48 @@ def masked_lstsq_reference(system: Tensor, target: Tensor, mask: Tensor) -> tupl
 
 
 @backends.implements("masked_lstsq", "cpp")
-def _masked_lstsq_cpp(system: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _masked_lstsq_cpp(system: Tensor, target: Tensor, mask: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     rows, features = target.shape
-    solution = torch.empty_like(target)
+    # Unit diagonal: what float32 loses then does not depend on the scales of the features.
+    scale = system.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    scaled = (system / scale[:, None]).div_(scale)
+    rhs = target / scale
+    inverse = _inverse(scaled, mask)
+    solution = library.empty(rows, features, dtype=torch.float64)
     status = torch.empty(rows, dtype=torch.int64)
-    inverse, dense = _dense_solution(system, target, mask)
     backends.extension().masked_lstsq(
         solution.data_ptr(),
         status.data_ptr(),
-        system.data_ptr(),
-        target.data_ptr(),
+        scaled.data_ptr(),
+        rhs.data_ptr(),
         mask.data_ptr(),
         0 if inverse is None else inverse.data_ptr(),
-        0 if dense is None else dense.data_ptr(),
+        tolerance,
         rows,
         features,
         backends.threads(),
     )
-    return solution, status
+    return solution.div_(scale), status
 
 
-def _dense_solution(system: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _inverse(system: Tensor, mask: Tensor) -> Tensor | None:
     # The shared inverse costs about k³; it pays when the rows save more than that in Cholesky work.
     features = system.shape[0]
     kept = mask.sum(dim=1).double()
     saved = (kept**3 - (features - kept) ** 3).clamp(min=0).sum() / 3
     if float(saved) <= float(features) ** 3:
-        return None, None
-    factor, info = torch.linalg.cholesky_ex(system)
-    pivots = factor.diagonal() ** 2
-    if int(info) != 0 or float(pivots.max()) > _COMPLEMENT_CONDITION * float(pivots.min()):
-        return None, None
-    inverse = torch.cholesky_inverse(factor)
-    return inverse.contiguous(), torch.cholesky_solve(target.T, factor).T.contiguous()
+        return None
+    found = ops_cholesky(system, inverse=True)
+    if found.failed >= 0:
+        return None
+    pivots = found.factor.diagonal() ** 2
+    return found.inverse if float(pivots.max()) <= _COMPLEMENT_CONDITION * float(pivots.min()) else None
 
 
 _masked_lstsq = library.register(
-    "masked_lstsq(Tensor system, Tensor target, Tensor mask) -> (Tensor, Tensor)",
-    fake=lambda system, target, mask: (
+    "masked_lstsq(Tensor system, Tensor target, Tensor mask, float tolerance) -> (Tensor, Tensor)",
+    fake=lambda system, target, mask, tolerance: (
         torch.empty_like(target),
         target.new_empty(target.shape[0], dtype=torch.int64),
     ),

@@ -25,15 +25,30 @@ def _samples(generator):
         "matmul": (torch.zeros(3, 8, dtype=torch.float64), weight, gram, True, 0.5),
         "cholesky": (gram, 0.1, True, False, False),
         "symmetrise": (x[:8],),
+        "admm_step": (x[:3].clone(), mask, weight.float(), gram.float() / 100, 1.5),
+        "masked_cg": (gram.float(), weight.float(), mask, weight.float(), 3, 0.0, None),
         "select": (weight, 3, True),
         "nm": (weight, 2, 4),
-        "masked_lstsq": (gram, weight, mask),
+        "masked_lstsq": (gram, weight, mask, 1e-14),
         "obs": (inverse, weight, counts, 4, 0, 0),
         "sparsegpt": (weight, factor, None, torch.tensor([12]), False, 0, 0, 128),
     }
 
 
-OPS = ("gram", "cross_gram", "matmul", "cholesky", "symmetrise", "select", "nm", "masked_lstsq", "obs", "sparsegpt")
+OPS = (
+    "gram",
+    "cross_gram",
+    "matmul",
+    "cholesky",
+    "symmetrise",
+    "admm_step",
+    "masked_cg",
+    "select",
+    "nm",
+    "masked_lstsq",
+    "obs",
+    "sparsegpt",
+)
 
 
 @pytest.mark.parametrize("name", OPS)
