@@ -49,11 +49,6 @@ void admm_step(float* z, const uint8_t* mask, const float* start, const float* m
 #pragma omp for schedule(dynamic, 1)
         for (int64_t row = 0; row < rows; row += chunk) {
             const int64_t height = std::min(chunk, rows - row), at = row * columns;
-            for (int64_t i = 0; i < size; ++i) input[i] = (mask[at + i] ? z[at + i] : -z[at + i]) - start[at + i];
-            for (int64_t p = 0; p < count; ++p)
-                tile_product(output + p * width, columns, RowsLeft<float>{input, columns},
-                             packed.data() + p * columns * width, columns, height, std::min(width, columns - p * width),
-                             0.0f, 1.0f);
             // Row by row: where a vector loop ends must not depend on the chunk, and so on the number of threads.
             for (int64_t r = 0; r < height; ++r) {
                 const int64_t own = at + r * columns;
