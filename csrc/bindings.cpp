@@ -109,6 +109,17 @@ void symmetrise(uintptr_t out, uintptr_t report, uintptr_t a, int type, int64_t 
                    pointer<const void>(a, square, "a"), element(type), k, threads);
 }
 
+void rescale(uintptr_t out, int type, uintptr_t a, uintptr_t scale, double ridge, double shift, int64_t k,
+             int threads) {
+    const int64_t square = area(k, k);
+    require(type == 0 || type == 3, "the result must be float32 or float64");
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.rescale(pointer<void>(out, square, "out"), element(type), pointer<const double>(a, square, "a"),
+                pointer<const double>(scale, k, "scale"), ridge, shift, k, threads);
+}
+
 void select(uintptr_t mask, uintptr_t scores, int type, int64_t rows, int64_t columns, int64_t count, int threads) {
     const int64_t all = area(rows, columns);
     require(type == 0 || type == 3, "scores must be float32 or float64");
@@ -146,8 +157,9 @@ void masked_lstsq(uintptr_t solution, uintptr_t status, uintptr_t system, uintpt
                      rows, columns, threads);
 }
 
-void masked_cg(uintptr_t x, uintptr_t worth, uintptr_t system, uintptr_t precondition, uintptr_t target, uintptr_t mask,
-               int64_t rows, int64_t columns, int64_t steps, double tolerance, int threads) {
+void masked_cg(uintptr_t x, uintptr_t worth, uintptr_t system, uintptr_t precondition, uintptr_t target,
+               uintptr_t dense, uintptr_t mask, int64_t rows, int64_t columns, int64_t steps, double tolerance,
+               int threads) {
     const int64_t all = area(rows, columns), square = area(columns, columns);
     require(steps >= 0, "steps must not be negative");
     require(tolerance >= 0.0, "the tolerance must not be negative");
@@ -156,19 +168,20 @@ void masked_cg(uintptr_t x, uintptr_t worth, uintptr_t system, uintptr_t precond
     py::gil_scoped_release release;
     run.masked_cg(pointer<float>(x, all, "x"), pointer<double>(worth, rows, "worth"),
                   pointer<const float>(system, square, "system"), reinterpret_cast<const float*>(precondition),
-                  pointer<const float>(target, all, "target"), pointer<const uint8_t>(mask, all, "mask"), rows, columns,
-                  steps, tolerance, threads);
+                  pointer<const float>(target, all, "target"), reinterpret_cast<const float*>(dense),
+                  pointer<const uint8_t>(mask, all, "mask"), rows, columns, steps, tolerance, threads);
 }
 
-void admm_step(uintptr_t z, uintptr_t mask, uintptr_t start, uintptr_t multiplier, double relax, int64_t rows,
-               int64_t columns, int threads) {
+void admm_step(uintptr_t z, uintptr_t previous, uintptr_t mask, uintptr_t start, uintptr_t multiplier, double relax,
+               double momentum, int64_t rows, int64_t columns, int threads) {
     const int64_t all = area(rows, columns), square = area(columns, columns);
     check_threads(threads);
     const auto& run = pyprune::kernels();
     py::gil_scoped_release release;
-    run.admm_step(pointer<float>(z, all, "z"), pointer<const uint8_t>(mask, all, "mask"),
-                  pointer<const float>(start, all, "start"), pointer<const float>(multiplier, square, "multiplier"),
-                  static_cast<float>(relax), rows, columns, threads);
+    run.admm_step(pointer<float>(z, all, "z"), pointer<float>(previous, all, "previous"),
+                  pointer<const uint8_t>(mask, all, "mask"), pointer<const float>(start, all, "start"),
+                  pointer<const float>(multiplier, square, "multiplier"), static_cast<float>(relax),
+                  static_cast<float>(momentum), rows, columns, threads);
 }
 
 void obs(uintptr_t pruned, uintptr_t order, uintptr_t loss, uintptr_t inverse, uintptr_t weight, uintptr_t count,
@@ -281,6 +294,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("matmul", &bound::matmul);
     module.def("cholesky", &bound::cholesky);
     module.def("symmetrise", &bound::symmetrise);
+    module.def("rescale", &bound::rescale);
     module.def("select", &bound::select);
     module.def("nm", &bound::nm);
     module.def("masked_lstsq", &bound::masked_lstsq);

@@ -21,6 +21,7 @@ struct Kernels {
     decltype(&baseline::matmul) matmul;
     decltype(&baseline::cholesky) cholesky;
     decltype(&baseline::symmetrise) symmetrise;
+    decltype(&baseline::rescale) rescale;
     decltype(&baseline::select) select;
     decltype(&baseline::nm) nm;
     decltype(&baseline::masked_lstsq) masked_lstsq;

@@ -20,6 +20,9 @@ int64_t cholesky(void* factor, void* inverse, const double* matrix, ElementType 
 
 void symmetrise(double* out, double* report, const void* a, ElementType type, int64_t k, int threads);
 
+void rescale(void* out, ElementType type, const double* a, const double* scale, double ridge, double shift, int64_t k,
+             int threads);
+
 void select(uint8_t* mask, const void* scores, ElementType type, int64_t rows, int64_t columns, int64_t count,
             int threads);
 
@@ -29,10 +32,10 @@ void masked_lstsq(double* solution, int64_t* status, const double* system, const
                   const double* inverse, double tolerance, int64_t rows, int64_t columns, int threads);
 
 void masked_cg(float* x, double* worth, const float* system, const float* precondition, const float* target,
-               const uint8_t* mask, int64_t rows, int64_t columns, int64_t steps, double tolerance, int threads);
+               const float* dense, const uint8_t* mask, int64_t rows, int64_t columns, int64_t steps, double tolerance, int threads);
 
-void admm_step(float* z, const uint8_t* mask, const float* start, const float* multiplier, float relax, int64_t rows,
-               int64_t columns, int threads);
+void admm_step(float* z, float* previous, const uint8_t* mask, const float* start, const float* multiplier, float relax,
+               float momentum, int64_t rows, int64_t columns, int threads);
 
 void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
          const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads);

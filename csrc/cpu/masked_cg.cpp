@@ -7,8 +7,10 @@
 //   as (H + ρI)⁻¹, costs another product a step and saves more than half of the steps where H is badly conditioned.
 // FLOPs: 2 rows k² a step, twice that with M. Memory: H and M packed once and read once per chunk and step; four arrays
 //   of chunk x k per thread.
-// x is where to start and what is returned; it must be zero outside the mask. worth[row] is the last step's α r·z relative
-// to x·c: what the step gained, as a part of the row's energy; a row stops when it is at most `tolerance`.
+// x is where to start and what is returned; it must be zero outside the mask. worth[row] is what the last step gained,
+// α r·z, as a part of what the row's error then was; a row stops when it is at most `tolerance`. The error
+// (d − x) H (d − x) comes with the first product for free where the dense optimum d = H⁻¹ c is given; without it (null) the
+// row's energy x·c takes its place.
 // float32 with float64 dot products; bits do not depend on the number of threads.
 #include "../common/element_type.h"
 #include "../common/panel.h"
@@ -72,8 +74,8 @@ class Chunk {
           direction_(static_cast<size_t>(kRows * k)), product_(static_cast<size_t>(kRows * k)),
           solved_(static_cast<size_t>(precondition == nullptr ? 0 : kRows * k)) {}
 
-    void run(float* x, double* worth, const float* target, const uint8_t* mask, int64_t rows, int64_t steps,
-             double tolerance) {
+    void run(float* x, double* worth, const float* target, const float* dense, const uint8_t* mask, int64_t rows,
+             int64_t steps, double tolerance) {
         const int64_t size = rows * k_;
         system_.multiply(product_.data(), x, rows);
         for (int64_t i = 0; i < size; ++i) residual_[i] = mask[i] ? target[i] - product_[i] : 0.0f;
@@ -83,6 +85,8 @@ class Chunk {
         std::copy(z, z + size, direction_.data());
         for (int64_t r = 0; r < rows; ++r) {
             angle[r] = dot(residual_.data() + r * k_, z + r * k_, k_);
+            loss_[r] =
+                dense == nullptr ? -1.0 : loss(x + r * k_, target + r * k_, dense + r * k_, product_.data() + r * k_);
             open[r] = angle[r] > 0.0;
             worth[r] = 0.0;
         }
@@ -125,21 +129,34 @@ class Chunk {
             x[j] += alpha * direction[j];
             residual[j] -= alpha * product[j];
         }
-        const double energy = dot(x, target, k_);
-        worth = energy > 0.0 ? length * angle / energy : 0.0;
+        const double gain = length * angle;
+        if (loss_[r] >= 0.0) loss_[r] = std::max(loss_[r] - gain, 0.0);
+        const double whole = loss_[r] >= 0.0 ? loss_[r] : dot(x, target, k_);
+        worth = whole > 0.0 ? gain / whole : 0.0;
         return worth > tolerance;
+    }
+
+    // (d − x) H (d − x), with H d = c and the product x H.
+    double loss(const float* x, const float* target, const float* dense, const float* product) const {
+        double sum = 0.0;
+        for (int64_t j = 0; j < k_; ++j)
+            sum += (static_cast<double>(dense[j]) - static_cast<double>(x[j])) *
+                   (static_cast<double>(target[j]) - static_cast<double>(product[j]));
+        return std::max(sum, 0.0);
     }
 
     Packed& system_;
     Packed* precondition_;
     int64_t k_;
+    double loss_[kRows];
     Buffer<float> residual_, direction_, product_, solved_;
 };
 
 }  // namespace
 
 void masked_cg(float* x, double* worth, const float* system, const float* precondition, const float* target,
-               const uint8_t* mask, int64_t rows, int64_t columns, int64_t steps, double tolerance, int threads) {
+               const float* dense, const uint8_t* mask, int64_t rows, int64_t columns, int64_t steps, double tolerance,
+               int threads) {
     if (rows == 0 || columns == 0) return;
     Packed packed(system, columns, threads), second(precondition, columns, threads);
     const int64_t chunks = (rows + kRows - 1) / kRows;
@@ -149,7 +166,8 @@ void masked_cg(float* x, double* worth, const float* system, const float* precon
         own.emplace_back(new Chunk(packed, precondition == nullptr ? nullptr : &second, columns));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t row = 0; row < rows; row += kRows)
-        own[omp_get_thread_num()]->run(x + row * columns, worth + row, target + row * columns, mask + row * columns,
+        own[omp_get_thread_num()]->run(x + row * columns, worth + row, target + row * columns,
+                                       dense == nullptr ? nullptr : dense + row * columns, mask + row * columns,
                                        std::min(kRows, rows - row), steps, tolerance);
 }
 

@@ -13,6 +13,7 @@ from pyprune.ops.masked_lstsq import masked_lstsq
 from pyprune.ops.matmul import matmul
 from pyprune.ops.nm import nm
 from pyprune.ops.obs import obs
+from pyprune.ops.rescale import rescale
 from pyprune.ops.select import select
 from pyprune.ops.sparsegpt import sparsegpt
 from pyprune.ops.symmetrise import symmetrise
@@ -27,6 +28,7 @@ __all__ = [
     "matmul",
     "nm",
     "obs",
+    "rescale",
     "select",
     "sparsegpt",
     "symmetrise",

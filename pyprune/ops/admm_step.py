@@ -17,6 +17,9 @@ def admm_step(
     start: Tensor,  # [rows, k]
     multiplier: Tensor,  # [k, k]
     relax: float = 1.0,
+    *,
+    momentum: float = 0.0,
+    previous: Tensor | None = None,  # [rows, k]
 ) -> Tensor:  # [rows, k]
     """Move the ADMM state of ``min ½ tr (W − S) H (W − S)ᵀ``, ``W`` on a mask, by one iteration; in place.
 
@@ -34,7 +37,11 @@ def admm_step(
     multiplier : Tensor, shape (k, k), float32
         ``M``.
     relax : float
-        Over-relaxation, 1 to 2.
+        Over-relaxation, 1 to 2; below 1 it damps.
+    momentum : float
+        Heavy ball: this part of the last move is added to the new state.
+    previous : Tensor, shape (rows, k), float32, optional
+        The state before, contiguous; becomes the state as it was given. Needed with ``momentum``.
 
     Raises
     ------
@@ -57,30 +64,49 @@ def admm_step(
         raise InputError("admm_step: tensors must be float32, the mask bool")
     if not state.is_contiguous():
         raise InputError("admm_step: state must be contiguous", seen=f"strides {state.stride()}")
-    library.check_same_device("admm_step", state, mask, start, multiplier)
+    if previous is None:
+        if momentum:
+            raise InputError("admm_step: momentum needs the previous state", hint="previous=state.clone() at first")
+        previous = state.clone()
+    library.check_shape("admm_step", "previous", previous, tuple(state.shape))
+    if previous.dtype != state.dtype or not previous.is_contiguous():
+        raise InputError(
+            "admm_step: previous must be like state", seen=f"{previous.dtype}, strides {previous.stride()}"
+        )
+    library.check_same_device("admm_step", state, previous, mask, start, multiplier)
     library.reject_autograd("admm_step", state, start, multiplier)
-    _admm_step(state, mask.contiguous(), start.contiguous(), multiplier.contiguous(), float(relax))
+    _admm_step(
+        state, previous, mask.contiguous(), start.contiguous(), multiplier.contiguous(), float(relax), float(momentum)
+    )
     return state
 
 
 @backends.implements("admm_step", "reference")
-def admm_step_reference(state: Tensor, mask: Tensor, start: Tensor, multiplier: Tensor, relax: float) -> None:
+def admm_step_reference(
+    state: Tensor, previous: Tensor, mask: Tensor, start: Tensor, multiplier: Tensor, relax: float, momentum: float
+) -> None:
     """By torch: in float64 on the CPU; in float32 on a GPU, where this is the fast way."""
     wide = torch.float64 if state.device.type == "cpu" else torch.float32
     wide = state.dtype if state.dtype == torch.float64 else wide
     z, s = state.to(wide), start.to(wide)
     dense = s + (torch.where(mask, z, -z) - s) @ multiplier.to(wide)
-    state.copy_(relax * dense + torch.where(mask, (1.0 - relax) * z, z))
+    moved = relax * dense + torch.where(mask, (1.0 - relax) * z, z) + momentum * (z - previous.to(wide))
+    previous.copy_(state)
+    state.copy_(moved)
 
 
 @backends.implements("admm_step", "cpp")
-def _admm_step_cpp(state: Tensor, mask: Tensor, start: Tensor, multiplier: Tensor, relax: float) -> None:
+def _admm_step_cpp(
+    state: Tensor, previous: Tensor, mask: Tensor, start: Tensor, multiplier: Tensor, relax: float, momentum: float
+) -> None:
     backends.extension().admm_step(
         state.data_ptr(),
+        previous.data_ptr(),
         mask.data_ptr(),
         start.data_ptr(),
         multiplier.data_ptr(),
         relax,
+        momentum,
         state.shape[0],
         state.shape[1],
         backends.threads(),
@@ -88,6 +114,7 @@ def _admm_step_cpp(state: Tensor, mask: Tensor, start: Tensor, multiplier: Tenso
 
 
 _admm_step = library.register(
-    "admm_step(Tensor(a!) state, Tensor mask, Tensor start, Tensor multiplier, float relax) -> ()",
-    fake=lambda state, mask, start, multiplier, relax: None,
+    "admm_step(Tensor(a!) state, Tensor(b!) previous, Tensor mask, Tensor start, Tensor multiplier, float relax,"
+    " float momentum) -> ()",
+    fake=lambda state, previous, mask, start, multiplier, relax, momentum: None,
 )

@@ -20,6 +20,7 @@ def masked_cg(
     steps: int,
     tolerance: float = 0.0,
     precondition: Tensor | None = None,  # [k, k]
+    dense: Tensor | None = None,  # [rows, k]
 ) -> tuple[Tensor, Tensor]:  # [rows, k], [rows]
     """Improve ``x`` towards ``H_SS x_S = c_S`` on each row's support by conjugate gradients.
 
@@ -36,16 +37,19 @@ def masked_cg(
     steps : int
         At most so many.
     tolerance : float
-        A row stops when a step gained no more than this part of the row's energy ``x·c``.
+        A row stops when a step gained no more than this part of the row's error, or of its energy ``x·c`` without
+        ``dense``.
     precondition : Tensor, shape (k, k), float32, optional
         An approximate inverse of ``H``, such as ``(H + ρI)⁻¹``: one product more a step, far fewer steps where ``H`` is
         badly conditioned.
+    dense : Tensor, shape (rows, k), float32, optional
+        ``H⁻¹ c``, from which the error ``(d − x) H (d − x)`` is known without another product.
 
     Returns
     -------
     solution : Tensor, shape (rows, k), float32
     worth : Tensor, shape (rows,), float64
-        What each row's last step gained, as a part of its energy.
+        What each row's last step gained, as a part of its error (or energy).
 
     Raises
     ------
@@ -73,16 +77,25 @@ def masked_cg(
     if precondition is not None:
         library.check_float("masked_cg", precondition=precondition)
         library.check_shape("masked_cg", "precondition", precondition, square)
-    tensors = [t for t in (system, target, start, precondition) if t is not None]
+    if dense is not None:
+        library.check_float("masked_cg", dense=dense)
+        library.check_shape("masked_cg", "dense", dense, tuple(target.shape))
+    tensors = [t for t in (system, target, start, precondition, dense) if t is not None]
     if {t.dtype for t in tensors} != {torch.float32} or mask.dtype != torch.bool:
         raise InputError("masked_cg: tensors must be float32, the mask bool")
     if steps < 0 or not tolerance >= 0.0:
         raise InputError("masked_cg: steps and tolerance must not be negative", seen=f"{steps}, {tolerance}")
     library.check_same_device("masked_cg", mask, *tensors)
     library.reject_autograd("masked_cg", *tensors)
-    given = None if precondition is None else precondition.contiguous()
     solution, worth = _masked_cg(
-        system.contiguous(), target.contiguous(), mask.contiguous(), start.contiguous(), steps, tolerance, given
+        system.contiguous(),
+        target.contiguous(),
+        mask.contiguous(),
+        start.contiguous(),
+        steps,
+        tolerance,
+        None if precondition is None else precondition.contiguous(),
+        None if dense is None else dense.contiguous(),
     )
     return solution, worth
 
@@ -96,12 +109,15 @@ def masked_cg_reference(
     steps: int,
     tolerance: float,
     precondition: Tensor | None,
+    dense: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """By torch: in float64 on the CPU; in float32 on a GPU, where this is the fast way."""
     wide = torch.float64 if target.device.type == "cpu" else torch.float32
     h, c = system.to(wide), target.to(wide)
     x = torch.where(mask, start, 0.0).to(wide)
-    r = torch.where(mask, c - x @ h, 0.0)
+    left = c - x @ h
+    r = torch.where(mask, left, 0.0)
+    loss = None if dense is None else ((dense.to(wide) - x) * left).sum(dim=1).double().clamp(min=0.0)
 
     def solve(residual: Tensor) -> Tensor:
         if precondition is None:
@@ -119,8 +135,11 @@ def masked_cg_reference(
         length = torch.where(going, angle / curvature, 0.0)
         x = x + length[:, None].to(wide) * direction
         r = r - length[:, None].to(wide) * product
-        energy = (x * c).sum(dim=1).double()
-        worth = torch.where(going, torch.where(energy > 0, length * angle / energy, 0.0), worth)
+        gain = length * angle
+        if loss is not None:
+            loss = (loss - gain).clamp(min=0.0)
+        whole = (x * c).sum(dim=1).double() if loss is None else loss
+        worth = torch.where(going, torch.where(whole > 0, gain / whole, 0.0), worth)
         going = going & (worth > tolerance)
         z = solve(r)
         following = (r * z).sum(dim=1).double()
@@ -140,6 +159,7 @@ def _masked_cg_cpp(
     steps: int,
     tolerance: float,
     precondition: Tensor | None,
+    dense: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     rows, features = target.shape
     solution = torch.mul(start, mask, out=library.empty(rows, features, dtype=torch.float32))
@@ -150,6 +170,7 @@ def _masked_cg_cpp(
         system.data_ptr(),
         0 if precondition is None else precondition.data_ptr(),
         target.data_ptr(),
+        0 if dense is None else dense.data_ptr(),
         mask.data_ptr(),
         rows,
         features,
@@ -162,8 +183,8 @@ def _masked_cg_cpp(
 
 _masked_cg = library.register(
     "masked_cg(Tensor system, Tensor target, Tensor mask, Tensor start, int steps, float tolerance,"
-    " Tensor? precondition) -> (Tensor, Tensor)",
-    fake=lambda system, target, mask, start, steps, tolerance, precondition: (
+    " Tensor? precondition, Tensor? dense) -> (Tensor, Tensor)",
+    fake=lambda system, target, mask, start, steps, tolerance, precondition, dense: (
         torch.empty_like(target),
         target.new_empty(target.shape[0], dtype=torch.float64),
     ),

@@ -11,6 +11,7 @@ from pyprune.errors import InputError
 from pyprune.patterns import NM, Pattern, Unstructured
 from pyprune.solvers.outcome import Outcome
 from pyprune.solvers.problem import LayerProblem
+from pyprune.solvers.refit import refit
 
 
 def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
@@ -33,8 +34,7 @@ def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
         return Outcome(weight, _mask(order, rows, cols), factor)
     _, order, loss = ops.obs(factor.inverse, start, cols)
     mask = _mask(_allocate(order, loss, rows * cols - pattern.kept(rows, cols)), rows, cols)
-    weight = ops.masked_lstsq(problem.gram, problem.rhs(), mask, anchor=problem.weight.double(), damp=factor.damping)
-    return Outcome(weight, mask, factor)
+    return refit(problem, mask, damping)
 
 
 def _mask(order: Tensor, rows: int, cols: int) -> Tensor:

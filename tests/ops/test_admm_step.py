@@ -20,14 +20,17 @@ def make(rows, columns, generator):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("relax", [1.0, 1.7])
-def test_matches_float64(backend, shape, relax, generator):
+@pytest.mark.parametrize(("relax", "momentum"), [(1.0, 0.0), (1.7, 0.3), (0.4, -0.1)])
+def test_matches_float64(backend, shape, relax, momentum, generator):
     z, mask, start, multiplier = make(*shape, generator)
+    old, previous = z.clone(), torch.randn(shape, generator=generator)
     wanted = z.double()
-    admm_step_reference(wanted, mask, start.double(), multiplier.double(), relax)
-    got = ops.admm_step(z, mask, start, multiplier, relax)
+    admm_step_reference(wanted, previous.double(), mask, start.double(), multiplier.double(), relax, momentum)
+    scale = relax * (start.abs() + (z.abs() + start.abs()).double() @ multiplier.double().abs())
+    scale = scale + 2 * z.abs() + previous.abs()
+    got = ops.admm_step(z, mask, start, multiplier, relax, momentum=momentum, previous=previous)
     assert got is z
-    scale = relax * (start.abs() + (z.abs() + start.abs() + 3).double() @ multiplier.double().abs()) + z.abs()
+    assert torch.equal(previous, old)
     assert bool(((got.double() - wanted).abs() <= 4 * PRODUCT[torch.float32] * scale).all())
 
 
@@ -60,5 +63,7 @@ def test_errors_say_what_was_seen(generator):
         ops.admm_step(z.double(), mask, start, multiplier)
     with pytest.raises(InputError, match="multiplier has the wrong shape"):
         ops.admm_step(z, mask, start, multiplier[:3])
+    with pytest.raises(InputError, match="previous state"):
+        ops.admm_step(z, mask, start, multiplier, momentum=0.1)
     with pytest.raises(InputError, match="contiguous"):
         ops.admm_step(z.T.contiguous().T, mask, start, multiplier)

@@ -54,6 +54,22 @@ def test_reaches_the_fit_and_then_stops(backend, preconditioned, generator):
     assert float(worth.max()) <= 1e-9
 
 
+def test_with_the_dense_optimum_the_gap_is_relative_to_the_error(backend, generator):
+    gram, target, mask, start = make(60, 90, generator, "correlated")
+    dense = torch.linalg.solve(gram.double(), target.double().T).T.contiguous()
+    x, worth = ops.masked_cg(gram, target, mask, start, steps=400, tolerance=1e-5, dense=dense.float())
+    exact = ops.masked_lstsq(gram.double(), target.double(), mask)
+
+    def error(point):
+        return ((dense - point) @ gram.double() * (dense - point)).sum(dim=1)
+
+    assert float((error(x.double()) / error(exact) - 1).max()) <= 1e-3
+    assert float(worth.max()) <= 1e-5
+    first, gained = ops.masked_cg(gram, target, mask, start, steps=1, dense=dense.float())
+    wanted = (error(start.double()) - error(first.double())) / error(first.double())
+    assert torch.allclose(gained, wanted, rtol=1e-3)
+
+
 def test_more_steps_never_hurt(backend, generator):
     gram, target, mask, start = make(20, 40, generator)
     gaps = [
