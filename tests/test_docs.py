@@ -153,6 +153,7 @@ def test_readme_one_matrix(readme: Ran) -> None:
     assert found["solution"].sparsity == 0.5
     assert found["solution"].error < found["in_groups"].error
     assert pyprune.NM(2, 4).holds(found["in_groups"].mask)
+    assert pyprune.Block(4, 2, 0.5).holds(found["in_blocks"].mask)
     assert int(found["by_layer"].mask.sum()) == round(0.3 * found["W"].numel())
 
 

@@ -20,8 +20,8 @@ namespace pyprune {
 namespace {
 
 #define PYPRUNE_KERNELS(isa)                                                                                           \
-    {#isa,         &isa::gram, &isa::cross_gram,   &isa::matmul, &isa::cholesky, &isa::symmetrise,                     \
-     &isa::select, &isa::nm,   &isa::masked_lstsq, &isa::obs,    &isa::sparsegpt}
+    {#isa,         &isa::gram, &isa::cross_gram,   &isa::matmul, &isa::cholesky,  &isa::symmetrise,                    \
+     &isa::select, &isa::nm,   &isa::masked_lstsq, &isa::obs,    &isa::sparsegpt, &isa::block_obs}
 
 #if defined(PYPRUNE_X86)
 const Kernels kAvx512Bf16 = PYPRUNE_KERNELS(avx512bf16);

@@ -26,6 +26,7 @@ struct Kernels {
     decltype(&baseline::masked_lstsq) masked_lstsq;
     decltype(&baseline::obs) obs;
     decltype(&baseline::sparsegpt) sparsegpt;
+    decltype(&baseline::block_obs) block_obs;
 };
 
 // The kernels of the best instruction set this machine has, or of the one PYPRUNE_CPU_ISA names.

@@ -4,6 +4,7 @@
 The device of the tensors decides the kernel (see :mod:`pyprune.backends`); a caller never asks.
 """
 
+from pyprune.ops.block_obs import block_obs
 from pyprune.ops.cholesky import cholesky
 from pyprune.ops.cross_gram import cross_gram
 from pyprune.ops.gram import gram
@@ -15,4 +16,16 @@ from pyprune.ops.select import select
 from pyprune.ops.sparsegpt import sparsegpt
 from pyprune.ops.symmetrise import symmetrise
 
-__all__ = ["cholesky", "cross_gram", "gram", "masked_lstsq", "matmul", "nm", "obs", "select", "sparsegpt", "symmetrise"]
+__all__ = [
+    "block_obs",
+    "cholesky",
+    "cross_gram",
+    "gram",
+    "masked_lstsq",
+    "matmul",
+    "nm",
+    "obs",
+    "select",
+    "sparsegpt",
+    "symmetrise",
+]

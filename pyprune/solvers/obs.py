@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact greedy OBS: row-uniform, N:M, or with the budget allocated across rows by their loss traces."""
+"""Exact greedy OBS: row-uniform, N:M, blocks, or with the budget allocated across rows by their loss traces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.errors import InputError
-from pyprune.patterns import NM, Pattern, Unstructured
+from pyprune.patterns import NM, Block, Pattern, Unstructured
+from pyprune.solvers.factorisation import Factorisation
 from pyprune.solvers.outcome import Outcome
 from pyprune.solvers.problem import LayerProblem
 
@@ -17,7 +18,8 @@ def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
     """Remove the weight of least loss, again and again, refitting the rest each time.
 
     ``scope="layer"`` runs every row down to nothing, then spends the budget where the losses are smallest
-    (OBC, Frantar et al. 2022, section 4.2, "global step"), and refits exactly on that support.
+    (OBC, Frantar et al. 2022, section 4.2, "global step"), and refits exactly on that support. With blocks it is whole
+    blocks that go, and rows of blocks that compete.
     """
     factor = problem.factorise(damping)
     start = problem.start(damping)
@@ -26,19 +28,35 @@ def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
         count = cols // pattern.of * (pattern.of - pattern.keep)
         weight, order, _ = ops.obs(factor.inverse, start, count, keep=pattern.keep, of=pattern.of)
         return Outcome(weight, _mask(order, rows, cols), factor)
+    if isinstance(pattern, Block):
+        return _by_blocks(problem, pattern, factor, start)
     if not isinstance(pattern, Unstructured):
         raise InputError(f"obs does not know the pattern {pattern.describe()}")
     if pattern.scope == "row":
         weight, order, _ = ops.obs(factor.inverse, start, cols - pattern.kept_per_row(cols))
         return Outcome(weight, _mask(order, rows, cols), factor)
     _, order, loss = ops.obs(factor.inverse, start, cols)
-    mask = _mask(_allocate(order, loss, rows * cols - pattern.kept(rows, cols)), rows, cols)
+    return _refitted(problem, factor, _mask(_allocate(order, loss, rows * cols - pattern.kept(rows, cols)), rows, cols))
+
+
+def _by_blocks(problem: LayerProblem, pattern: Block, factor: Factorisation, start: Tensor) -> Outcome:
+    rows, cols = problem.shape
+    groups, blocks = pattern.grid(rows, cols)
+    count = blocks - pattern.kept_blocks(rows, cols) if pattern.scope == "row" else blocks
+    weight, order, loss = ops.block_obs(factor.inverse, start, count, height=pattern.rows, width=pattern.cols)
+    if pattern.scope == "row":
+        return Outcome(weight, pattern.expand(_mask(order, groups, blocks)), factor)
+    order = _allocate(order, loss, groups * blocks - pattern.kept_blocks(rows, cols))
+    return _refitted(problem, factor, pattern.expand(_mask(order, groups, blocks)))
+
+
+def _refitted(problem: LayerProblem, factor: Factorisation, mask: Tensor) -> Outcome:
     weight = ops.masked_lstsq(problem.gram, problem.rhs(), mask, anchor=problem.weight.double(), damp=factor.damping)
     return Outcome(weight, mask, factor)
 
 
 def _mask(order: Tensor, rows: int, cols: int) -> Tensor:
-    """True where a column does not occur in the row's removal order (-1 is padding)."""
+    """True where a column (or a block) does not occur in the row's removal order (-1 is padding)."""
     mask = torch.ones(rows, cols + 1, dtype=torch.bool, device=order.device)
     mask.scatter_(1, torch.where(order < 0, cols, order), False)
     return mask[:, :cols].contiguous()

@@ -30,10 +30,23 @@ def _samples(generator):
         "masked_lstsq": (gram, weight, mask),
         "obs": (inverse, weight, counts, 4, 0, 0),
         "sparsegpt": (weight, factor, None, torch.tensor([12]), False, 0, 0, 128),
+        "block_obs": (inverse, weight, torch.tensor([2]), 3, 3, 2),
     }
 
 
-OPS = ("gram", "cross_gram", "matmul", "cholesky", "symmetrise", "select", "nm", "masked_lstsq", "obs", "sparsegpt")
+OPS = (
+    "gram",
+    "cross_gram",
+    "matmul",
+    "cholesky",
+    "symmetrise",
+    "select",
+    "nm",
+    "masked_lstsq",
+    "obs",
+    "sparsegpt",
+    "block_obs",
+)
 
 
 @pytest.mark.parametrize("name", OPS)
