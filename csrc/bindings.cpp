@@ -200,6 +200,24 @@ void obs(uintptr_t pruned, uintptr_t order, uintptr_t loss, uintptr_t inverse, u
             pointer<const double>(weight, all, "weight"), counts, rows, columns, steps, keep, of, threads);
 }
 
+void block_obs(uintptr_t pruned, uintptr_t order, uintptr_t loss, uintptr_t inverse, uintptr_t weight, uintptr_t count,
+               int64_t rows, int64_t columns, int64_t height, int64_t width, int64_t steps, int threads) {
+    const int64_t all = area(rows, columns), square = area(columns, columns);
+    require(height >= 1 && width >= 1, "a block needs at least one row and one column");
+    require(rows % height == 0 && columns % width == 0, "blocks must divide the matrix");
+    const int64_t groups = rows / height, trace = area(groups, steps);
+    require(steps <= columns / width, "more steps than blocks");
+    check_threads(threads);
+    const int64_t* counts = pointer<const int64_t>(count, groups, "count");
+    for (int64_t group = 0; group < groups; ++group)
+        require(counts[group] >= 0 && counts[group] <= steps, "a group's count is out of range");
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.block_obs(pointer<double>(pruned, all, "pruned"), pointer<int64_t>(order, trace, "order"),
+                  pointer<double>(loss, trace, "loss"), pointer<const double>(inverse, square, "inverse"),
+                  pointer<const double>(weight, all, "weight"), counts, rows, columns, height, width, steps, threads);
+}
+
 void sparsegpt(uintptr_t weight, int type, uintptr_t mask, uintptr_t factor, uintptr_t prune, int64_t rows,
                int64_t columns, int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads) {
     const int64_t all = area(rows, columns), square = area(columns, columns);
@@ -302,6 +320,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("admm_step", &bound::admm_step);
     module.def("obs", &bound::obs);
     module.def("sparsegpt", &bound::sparsegpt);
+    module.def("block_obs", &bound::block_obs);
 #if defined(PYPRUNE_HAS_CUDA)
     module.def("gram_cuda", &bound::gram_cuda);
     module.def("cuda_problem", &bound::cuda_problem);

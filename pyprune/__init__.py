@@ -27,7 +27,7 @@ import torch  # noqa: F401  (before the compiled extension, so that both share t
 
 from pyprune import ops, solvers
 from pyprune.errors import BackendError, InputError, NumericsError, PypruneError
-from pyprune.patterns import NM, Unstructured
+from pyprune.patterns import NM, Block, Unstructured
 from pyprune.solvers import LayerProblem, LayerSolution, solve
 from pyprune.version import __version__
 
@@ -41,6 +41,7 @@ _LAZY = {"prune": "pyprune.methods", "load": "pyprune.result", "PruneResult": "p
 __all__ = [
     "NM",
     "BackendError",
+    "Block",
     "InputError",
     "LayerProblem",
     "LayerSolution",

@@ -153,6 +153,7 @@ def test_readme_one_matrix(readme: Ran) -> None:
     assert found["solution"].sparsity == 0.5
     assert found["solution"].error < found["in_groups"].error
     assert pyprune.NM(2, 4).holds(found["in_groups"].mask)
+    assert pyprune.Block(4, 2, 0.5).holds(found["in_blocks"].mask)
     assert int(found["by_layer"].mask.sum()) == round(0.3 * found["W"].numel())
 
 
@@ -328,7 +329,7 @@ def demo_features() -> Any:
 def test_solvers_and_families() -> None:
     page = section("README.md", "Methods and solvers")
     assert [names(row[0])[0] for row in table(page, "solver")] == sorted(
-        solvers.available(), key=("obs", "sparsegpt", "wanda", "magnitude").index
+        solvers.available(), key=("best", "fast", "admm", "obs", "sparsegpt", "wanda", "magnitude").index
     )
     listed = page[page.index("Models:") :].partition(", with any head")[0]
     assert tuple(names(listed)) == models.families()

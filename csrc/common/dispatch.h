@@ -29,6 +29,7 @@ struct Kernels {
     decltype(&baseline::admm_step) admm_step;
     decltype(&baseline::obs) obs;
     decltype(&baseline::sparsegpt) sparsegpt;
+    decltype(&baseline::block_obs) block_obs;
 };
 
 // The kernels of the best instruction set this machine has, or of the one PYPRUNE_CPU_ISA names.

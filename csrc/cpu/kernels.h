@@ -32,13 +32,18 @@ void masked_lstsq(double* solution, int64_t* status, const double* system, const
                   const double* inverse, double tolerance, int64_t rows, int64_t columns, int threads);
 
 void masked_cg(float* x, double* worth, const float* system, const float* precondition, const float* target,
-               const float* dense, const uint8_t* mask, int64_t rows, int64_t columns, int64_t steps, double tolerance, int threads);
+               const float* dense, const uint8_t* mask, int64_t rows, int64_t columns, int64_t steps, double tolerance,
+               int threads);
 
 void admm_step(float* z, float* previous, const uint8_t* mask, const float* start, const float* multiplier, float relax,
                float momentum, int64_t rows, int64_t columns, int threads);
 
 void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
          const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads);
+
+void block_obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
+               const int64_t* count, int64_t rows, int64_t columns, int64_t height, int64_t width, int64_t steps,
+               int threads);
 
 void sparsegpt(void* weight, ElementType type, uint8_t* mask, const void* factor, const int64_t* prune, int64_t rows,
                int64_t columns, int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads);

@@ -64,15 +64,17 @@ def not_negative(text: str) -> float:
 
 
 def pattern(text: str) -> str:
-    """Argparse type: ``N:M``; the text is returned, the pattern is made where the scope is known."""
-    from pyprune.patterns import NM, parse_pattern
+    """Argparse type: ``N:M`` or ``block:RxC:S``; the text is returned, the pattern is made where the scope is known."""
+    from pyprune.patterns import Unstructured, parse_pattern
 
     try:
         found = parse_pattern(text)
     except PypruneError as error:
         raise argparse.ArgumentTypeError(str(error.message) + (f" ({error.hint})" if error.hint else "")) from None
-    if not isinstance(found, NM):
-        raise argparse.ArgumentTypeError(f"{text!r} is not N:M, as in 2:4 (for a fraction use --sparsity)")
+    if isinstance(found, Unstructured):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not N:M, as in 2:4, nor blocks, as in block:4x4:0.5 (for a fraction use --sparsity)"
+        )
     return text
 
 

@@ -18,6 +18,8 @@ examples:
       half of the weights of every row removed by AKR; the text needs no labels
   pyprune prune MODEL --data train.tsv --pattern 2:4 --output pruned --evaluate dev.tsv
       2 of every 4 weights kept; accuracy of the dense and of the pruned model on labelled rows
+  pyprune prune MODEL --data train.tsv --pattern block:4x4:0.5 --output pruned
+      half of the blocks of 4 outputs by 4 inputs removed; --scope row: of every row of blocks
   pyprune prune MODEL --task sst2 --method sparsegpt --sparsity 0.7 --output pruned
       data from the Hugging Face hub: calibration on its train split, evaluation on its labelled one
   pyprune prune MODEL --data train.tsv --dry-run
@@ -65,9 +67,17 @@ def add(commands: Any) -> None:
         "--sparsity", type=common.fraction, metavar="S", help="fraction of weights removed, 0 to below 1 (default 0.5)"
     )
     amount.add_argument(
-        "--pattern", type=common.pattern, metavar="N:M", help="keep N of every M weights, e.g. 2:4, 32:64"
+        "--pattern",
+        type=common.pattern,
+        metavar="PATTERN",
+        help="N:M keeps N of every M weights, e.g. 2:4, 32:64; block:RxC:S removes the fraction S of the blocks of R "
+        "outputs by C inputs, e.g. block:4x4:0.5",
     )
-    how.add_argument("--scope", choices=("row", "layer"), help="count per row or per layer (default: the method's own)")
+    how.add_argument(
+        "--scope",
+        choices=("row", "layer"),
+        help="count per row or per layer (default: the method's own; with blocks: layer)",
+    )
     known = ", ".join(solvers.available())
     how.add_argument(
         "--solver", choices=solvers.available(), metavar="SOLVER", help=f"one of {known} (default: the method's own)"
@@ -143,19 +153,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_usage(arguments: argparse.Namespace) -> None:
+    from pyprune.patterns import NM
+
     if arguments.data is None and arguments.task is None:
         arguments.parser.error("pass --data FILE or --task TASK: pruning needs some text (no labels)")
     if arguments.resume and arguments.output is None:
         arguments.parser.error("--resume goes with --output: finished blocks are kept beside it")
-    if arguments.scope is not None and arguments.pattern is not None:
-        arguments.parser.error("--scope goes with --sparsity; N:M has a scope of its own")
+    if arguments.scope is not None and isinstance(_pattern(arguments), NM):
+        arguments.parser.error("--scope goes with --sparsity and with blocks; N:M has a scope of its own")
 
 
 def _pattern(arguments: argparse.Namespace) -> Any:
     from pyprune.patterns import Unstructured, parse_pattern
 
     if arguments.pattern is not None:
-        return parse_pattern(arguments.pattern)
+        return parse_pattern(arguments.pattern, scope=arguments.scope)
     if arguments.scope is not None:
         return Unstructured(_sparsity(arguments), arguments.scope)
     return None

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.compat import layers
-from pyprune.compat.block_obs import block_obs
 from pyprune.compat.grid import grid_of, rounding_of
 from pyprune.compat.obq import quantise_rows
 from pyprune.compat.problem import LOGGER
@@ -180,10 +179,13 @@ class TrueOBS(InputStatistics):
         return self.prune_blocked(sparsities)
 
     def prepare_blocked(self, size: int = 4, parallel: int = 32) -> None:
-        """Find the order in which each row's blocks of ``size`` weights go, for :meth:`prune_blocked`."""
+        """Find the order in which each row's blocks of ``size`` weights go, for :meth:`prune_blocked`.
+
+        ``parallel`` is not needed here.
+        """
         weight, H, columns = self._matrices(columnslast=True)
         inverse, system = self._invert(H)
-        order, loss = block_obs(inverse, weight, size, parallel)
+        _, order, loss = ops.block_obs(inverse, weight, self.columns // max(size, 1), width=size)
         self._remember(loss, _Removals(weight, system, order, size, columns))
 
     def prune_blocked(self, sparsities: Sequence[float]) -> list[Tensor]:

@@ -97,9 +97,9 @@ def prune(
         ``"akr"`` (default), ``"magnitude"``, ``"wanda"``, ``"sparsegpt"`` or ``"obs"``.
     sparsity : float, optional
         Fraction of zeros in each linear. Default 0.5, or what ``pattern`` says.
-    pattern : Unstructured, NM or str, optional
-        ``"2:4"`` keeps 2 of every 4. Default: unstructured, rows or the whole layer competing as in the paper of the
-        solver.
+    pattern : Unstructured, NM, Block or str, optional
+        ``"2:4"`` keeps 2 of every 4, ``"block:4x4:0.5"`` removes half of the blocks of 4 outputs by 4 inputs. Default:
+        unstructured, rows or the whole layer competing as in the paper of the solver.
     solver : str, optional
         Another of :func:`pyprune.solvers.available` in place of the method's own.
     rectify : bool, optional

@@ -5,6 +5,7 @@ The device of the tensors decides the kernel (see :mod:`pyprune.backends`); a ca
 """
 
 from pyprune.ops.admm_step import admm_step
+from pyprune.ops.block_obs import block_obs
 from pyprune.ops.cholesky import cholesky
 from pyprune.ops.cross_gram import cross_gram
 from pyprune.ops.gram import gram
@@ -20,6 +21,7 @@ from pyprune.ops.symmetrise import symmetrise
 
 __all__ = [
     "admm_step",
+    "block_obs",
     "cholesky",
     "cross_gram",
     "gram",

@@ -88,7 +88,7 @@ def solve(
     Parameters
     ----------
     problem : LayerProblem
-    pattern : Unstructured or NM
+    pattern : Unstructured, NM or Block
         What the mask must look like; the count is met exactly.
     solver : str
         One of :func:`available`.

@@ -12,7 +12,7 @@ from pyprune.solvers.splitting import NaturalMetric, Schedule, split
 
 
 def admm(problem: LayerProblem, pattern: Pattern, damping: float, *, iterations: int = 100) -> Outcome:
-    """Search the mask by ADMM (Boža, arXiv 2401.02938; ALPS, arXiv 2406.07831), then fit exactly on it.
+    """Search the mask by ADMM (Boža, arXiv 2401.02938; ALPS, Meng et al. 2024), then fit exactly on it.
 
     The penalty grows through four stages; the search ends early once an iteration exchanges less than one of 100,000
     kept weights.

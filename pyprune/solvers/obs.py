@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact greedy OBS: row-uniform, N:M, or with the budget allocated across rows by their loss traces."""
+"""Exact greedy OBS: row-uniform, N:M, blocks, or with the budget allocated across rows by their loss traces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.errors import InputError
-from pyprune.patterns import NM, Pattern, Unstructured
+from pyprune.patterns import NM, Block, Pattern, Unstructured
 from pyprune.solvers.outcome import Outcome
 from pyprune.solvers.problem import LayerProblem
 from pyprune.solvers.refit import refit
@@ -18,7 +18,8 @@ def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
     """Remove the weight of least loss, again and again, refitting the rest each time.
 
     ``scope="layer"`` runs every row down to nothing, then spends the budget where the losses are smallest
-    (OBC, Frantar et al. 2022, section 4.2, "global step"), and refits exactly on that support.
+    (OBC, Frantar et al. 2022, section 4.2, "global step"), and refits exactly on that support. With blocks it is whole
+    blocks that go, and rows of blocks that compete.
     """
     factor = problem.factorise(damping)
     start = problem.start(damping)
@@ -27,6 +28,8 @@ def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
         count = cols // pattern.of * (pattern.of - pattern.keep)
         weight, order, _ = ops.obs(factor.inverse, start, count, keep=pattern.keep, of=pattern.of)
         return Outcome(weight, _mask(order, rows, cols), factor)
+    if isinstance(pattern, Block):
+        return _by_blocks(problem, pattern, start, damping)
     if not isinstance(pattern, Unstructured):
         raise InputError(f"obs does not know the pattern {pattern.describe()}")
     if pattern.scope == "row":
@@ -37,8 +40,20 @@ def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
     return refit(problem, mask, damping)
 
 
+def _by_blocks(problem: LayerProblem, pattern: Block, start: Tensor, damping: float) -> Outcome:
+    factor = problem.factorise(damping)
+    rows, cols = problem.shape
+    groups, blocks = pattern.grid(rows, cols)
+    count = blocks - pattern.kept_blocks(rows, cols) if pattern.scope == "row" else blocks
+    weight, order, loss = ops.block_obs(factor.inverse, start, count, height=pattern.rows, width=pattern.cols)
+    if pattern.scope == "row":
+        return Outcome(weight, pattern.expand(_mask(order, groups, blocks)), factor)
+    order = _allocate(order, loss, groups * blocks - pattern.kept_blocks(rows, cols))
+    return refit(problem, pattern.expand(_mask(order, groups, blocks)), damping)
+
+
 def _mask(order: Tensor, rows: int, cols: int) -> Tensor:
-    """True where a column does not occur in the row's removal order (-1 is padding)."""
+    """True where a column (or a block) does not occur in the row's removal order (-1 is padding)."""
     mask = torch.ones(rows, cols + 1, dtype=torch.bool, device=order.device)
     mask.scatter_(1, torch.where(order < 0, cols, order), False)
     return mask[:, :cols].contiguous()

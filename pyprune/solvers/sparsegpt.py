@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pyprune import ops
 from pyprune.errors import InputError
-from pyprune.patterns import NM, Pattern, Unstructured, kept_count
+from pyprune.patterns import NM, Block, Pattern, Unstructured, kept_count
 from pyprune.solvers.outcome import Outcome
 from pyprune.solvers.problem import LayerProblem
 
@@ -21,7 +22,7 @@ def sparsegpt(problem: LayerProblem, pattern: Pattern, damping: float, *, block:
     Parameters
     ----------
     block : int
-        Columns whose mask is chosen at once. For N:M it is rounded up to a multiple of the group.
+        Columns whose mask is chosen at once, rounded up to a multiple of the group of N:M or the width of blocks.
     """
     if block < 1:
         raise InputError("sparsegpt: block must be positive", seen=str(block))
@@ -37,15 +38,49 @@ def sparsegpt(problem: LayerProblem, pattern: Pattern, damping: float, *, block:
         per_row = pattern.scope == "row"
         counts = _prune_per_block(pattern, problem.shape, block)
         weight, mask = ops.sparsegpt(start, reverse, prune=counts.to(start.device), per_row=per_row, block=block)
+    elif isinstance(pattern, Block):
+        block = -(-block // pattern.cols) * pattern.cols
+        weight, mask = _sweep_blocks(pattern, start, reverse, block)
     else:
         raise InputError(f"sparsegpt does not know the pattern {pattern.describe()}")
     return Outcome(weight, mask, factor)
 
 
-def _prune_per_block(pattern: Unstructured, shape: tuple[int, int], block: int) -> torch.Tensor:
+def _prune_per_block(pattern: Unstructured, shape: tuple[int, int], block: int) -> Tensor:
     """Weights to remove from each block of columns; the partial sums are rounded, so the total is exact."""
     rows, cols = shape
     height = 1 if pattern.scope == "row" else rows
     ends = [*range(block, cols, block), cols] if cols else []
     removed = torch.tensor([0] + [height * end - kept_count(height * end, pattern.sparsity) for end in ends])
     return removed.diff()
+
+
+def _sweep_blocks(pattern: Block, start: Tensor, reverse: Tensor, span: int) -> tuple[Tensor, Tensor]:
+    """The sweep by ``span`` columns at a time, which lose the blocks of the pattern that cost least.
+
+    With ``H = R Rᵀ`` and weights that have made up for all that went to their left, removing the columns ``B`` of a
+    row costs ``‖w_B R_BB‖²`` where everything to the right of ``B`` adapts: the published ``(w_j R_jj)²`` for a single
+    column.
+    """
+    rows, cols = start.shape
+    weight, change = torch.empty_like(start), torch.zeros_like(start)
+    mask = torch.empty(rows, cols, dtype=torch.bool, device=start.device)
+    for first in range(0, cols, span):
+        stop = min(first + span, cols)
+        part, own = slice(first, stop), reverse[first:stop, first:stop].contiguous()
+        # What makes the loss of these columns vanish if nothing of them goes: (change R)_part = 0.
+        pushed = ops.matmul(change[:, :first], reverse[:first, part])
+        current = start[:, part] - torch.linalg.solve_triangular(own, pushed, upper=True, left=False)
+        count = pattern.kept_blocks(rows, stop) - pattern.kept_blocks(rows, first)
+        kept = pattern.expand(ops.select(pattern.sizes(_losses(current, own, pattern.cols)), count, pattern.scope))
+        swept, _ = ops.sparsegpt(current, own, mask=kept, block=span)
+        weight[:, part], mask[:, part], change[:, part] = swept, kept, swept - start[:, part]
+    return weight, mask
+
+
+def _losses(weight: Tensor, factor: Tensor, width: int) -> Tensor:
+    """``|w_B R_BB|`` for every run ``B`` of ``width`` columns, ``[rows, columns]``: roots of the losses' summands."""
+    runs = weight.shape[1] // width
+    each = torch.arange(runs, device=weight.device)
+    diagonal = factor.reshape(runs, width, runs, width)[each, :, each]
+    return torch.einsum("rbi,bij->rbj", weight.reshape(-1, runs, width), diagonal).reshape(weight.shape).abs()

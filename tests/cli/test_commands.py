@@ -145,6 +145,25 @@ def test_patterns(run: Run, model: Path, data: tuple[Path, Path]) -> None:
     assert plain["settings"]["rectify"] is False
 
 
+def test_blocks(run: Run, model: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    common = ("prune", model, "--data", data[0], "--json", "--quiet", "--pattern", "block:4x2:0.75")
+    document = run(*common, "--output", tmp_path / "pruned").json
+    assert document["pattern"] == "75 % of the 4x2 blocks"
+    assert document["sparsity"]["linear_weights"] == 0.75
+    assert document["settings"]["pattern"] == pyprune.Block(4, 2, 0.75).to_dict()
+    masks = load_masks(tmp_path / "pruned")
+    assert all(pyprune.Block(4, 2, 0.75).holds(mask) for mask in masks.values())
+    weights = pyprune.load(tmp_path / "pruned").state_dict()
+    assert not any(bool(weights[f"{name}.weight"][~mask].any()) for name, mask in masks.items())
+    by_row = run(*common, "--scope", "row", "--method", "magnitude").json
+    assert by_row["pattern"] == "75 % of each row of 4x2 blocks"
+    assert run(*common, "--dry-run").json["plan"]["kept"] * 4 == run(*common, "--dry-run").json["plan"]["weights"]
+    assert "block:4x4:0.5" in run("prune", "--help").out
+    refused = run("prune", model, "--data", data[0], "--pattern", "block:4x5:0.5")
+    assert refused.status == 1
+    assert "blocks of 4x5 do not fit an input dimension" in refused.err
+
+
 def test_dry_run(run: Run, model: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
     common = ("prune", model, "--data", data[0], "--dry-run", "--output", tmp_path / "pruned")
     document = run(*common, "--json").json

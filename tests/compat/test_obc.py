@@ -10,10 +10,9 @@ import published
 import pytest
 import torch
 from published import build, inputs, matrix, tokens
-from tolerances import GREEDY, MOMENTS, relative
+from tolerances import MOMENTS, relative
 from torch import nn
 
-from pyprune.compat.block_obs import block_obs
 from pyprune.compat.obc import TrueOBS
 from pyprune.errors import InputError, NumericsError
 
@@ -157,30 +156,6 @@ def test_blocks(kind, size, generator):
         assert relative(weight[:, order], wanted) <= CLOSE, sparsity
 
 
-class TestBlockObs:
-    def test_losses_add_up(self, generator):
-        x = torch.randn(200, 24, dtype=torch.float64, generator=generator)
-        H, weight = x.T @ x / 200, torch.randn(7, 24, dtype=torch.float64, generator=generator)
-        order, loss = block_obs(torch.linalg.inv(H), weight, 4, parallel=3)
-        assert torch.equal(order.sort(dim=1).values, torch.arange(6).expand(7, -1))
-        assert relative(loss.sum(dim=1), ((weight @ H) * weight).sum(dim=1)) <= GREEDY
-
-    def test_ties_go_to_the_lower_index(self):
-        order, _ = block_obs(torch.eye(6), torch.ones(2, 6), 2)
-        assert order.tolist() == [[0, 1, 2]] * 2
-
-    def test_bad_input(self):
-        with pytest.raises(InputError, match="blocks do not fit"):
-            block_obs(torch.eye(6), torch.ones(2, 6), 4)
-        with pytest.raises(NumericsError, match="positive definite"):
-            block_obs(-torch.eye(6), torch.ones(2, 6), 2)
-
-    @pytest.mark.parametrize("rows", [0, 1])
-    def test_few_rows(self, rows):
-        order, loss = block_obs(torch.eye(6), torch.ones(rows, 6), 3)
-        assert order.shape == loss.shape == (rows, 2)
-
-
 @pytest.mark.parametrize(
     ("kind", "dead", "zeros"), [("linear", (), 0.0), ("conv2d", (), 0.0), ("linear", (2,), 0.0), ("linear", (), 0.3)]
 )
@@ -273,6 +248,8 @@ class TestBadInput:
             pruner.nmprune(5, 4)
         with pytest.raises(InputError, match="blocks do not fit"):
             pruner.prepare_blocked(4)
+        with pytest.raises(InputError, match="blocks do not fit"):
+            pruner.prepare_blocked(0)
         pruner.prepare_unstr()
         with pytest.raises(InputError, match="outside 0 to 1"):
             pruner.prune_unstr([1.2])

@@ -93,6 +93,17 @@ def test_every_method_resumes(tiny: Tiny, batches_of: Batches, tmp_path: Path, f
     _equal(pyprune.prune(model, batches_of(), method=method), result)
 
 
+def test_blocks_resume(tiny: Tiny, batches_of: Batches, tmp_path: Path) -> None:
+    model, pattern = tiny("bert"), pyprune.Block(4, 2, 0.5)
+    with pytest.raises(_Killed):
+        pyprune.prune(model, batches_of(), pattern=pattern, journal=tmp_path, progress=_Progress(7))
+    with pytest.raises(JournalError, match=r"pattern\.scope was 'layer', now 'row'"):
+        pyprune.prune(model, batches_of(), pattern=pyprune.Block(4, 2, 0.5, "row"), journal=tmp_path, resume=True)
+    result = pyprune.prune(model, batches_of(), pattern=pattern, journal=tmp_path, resume=True)
+    assert result.report["resumed_blocks"] == 1
+    _equal(pyprune.prune(model, batches_of(), pattern=pattern), result)
+
+
 def test_resume_without_a_journal_starts_one(tiny: Tiny, batches_of: Batches, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     result = pyprune.prune(tiny("bert", layers=1), batches_of(2), journal=folder, resume=True)
@@ -108,6 +119,7 @@ def test_a_foreign_journal_is_refused(tiny: Tiny, batches_of: Batches, tmp_path:
         (other, 2, {}, "the model differs"),
         (model, 3, {}, "the data differs"),
         (model, 2, {"sparsity": 0.6}, r"pattern\.sparsity was 0\.5, now 0\.6"),
+        (model, 2, {"pattern": "block:4x4:0.5"}, r"pattern\.kind was 'unstructured', now 'block'"),
         (model, 2, {"method": "sparsegpt"}, "method was 'akr', now 'sparsegpt'"),
         (model, 2, {"damping": 0.1}, r"damping was None, now 0\.1"),
         (model, 2, {"seed": 5}, "seed was 4, now 5"),

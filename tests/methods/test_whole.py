@@ -18,7 +18,7 @@ from pyprune.methods.entry import RECIPES
 from pyprune.models import adapter_for
 from pyprune.models.replay import quiet
 from pyprune.models.streams import DualStream
-from pyprune.patterns import kept_count
+from pyprune.patterns import kept_count, pattern_from_dict
 from pyprune.solvers import LayerProblem
 from pyprune.stats import Moments
 
@@ -87,6 +87,26 @@ def test_groups_are_not_over_pruned(tiny: Tiny, batches_of: Batches, method: str
         assert bool((mask.reshape(-1, of).sum(dim=1) == keep).all())
         if method != "magnitude":  # survivors of a full group stay: they are zero nowhere
             assert int((result.model.get_parameter(name + ".weight") != 0).sum()) == int(mask.sum())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pattern", ["block:4x4:0.5", pyprune.Block(8, 1, 0.7, "row")])
+def test_whole_blocks_go(tiny: Tiny, batches_of: Batches, method: str, pattern: Any) -> None:
+    result = pyprune.prune(tiny("bert", layers=1), batches_of(2), method=method, pattern=pattern)
+    wanted = pyprune.Block(4, 4, 0.5) if isinstance(pattern, str) else pattern
+    for name, mask in result.masks.items():
+        assert wanted.holds(mask), name
+        assert not bool(result.model.get_parameter(name + ".weight")[~mask].any())
+    assert result.report["pattern"] == wanted.describe()
+    assert pattern_from_dict(result.report["settings"]["pattern"]) == wanted
+    assert result.report["sparsity"]["linear_weights"] == pytest.approx(wanted.sparsity, abs=0.02)
+
+
+def test_blocks_that_do_not_fit_name_the_layer(tiny: Tiny, batches_of: Batches) -> None:
+    with pytest.raises(InputError, match=r"encoder\.layer\.0\.attention\.self\.query: blocks of 4x5 do not fit"):
+        pyprune.prune(tiny("bert", layers=1), batches_of(1), pattern="block:4x5:0.5")
+    with pytest.raises(InputError, match="sparsity and pattern disagree"):
+        pyprune.prune(tiny("bert", layers=1), batches_of(1), pattern="block:4x4:0.5", sparsity=0.6)
 
 
 @pytest.mark.parametrize("method", METHODS)

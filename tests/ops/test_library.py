@@ -33,6 +33,7 @@ def _samples(generator):
         "masked_lstsq": (gram, weight, mask, 1e-14),
         "obs": (inverse, weight, counts, 4, 0, 0),
         "sparsegpt": (weight, factor, None, torch.tensor([12]), False, 0, 0, 128),
+        "block_obs": (inverse, weight, torch.tensor([2]), 3, 3, 2),
     }
 
 
@@ -49,6 +50,7 @@ OPS = (
     "nm",
     "masked_lstsq",
     "obs",
+    "block_obs",
     "sparsegpt",
 )
 
