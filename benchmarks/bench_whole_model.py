@@ -34,7 +34,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default=str(train_file()), help="calibration text")
     parser.add_argument("--evaluate", default=str(test_file()), help="labelled rows")
     parser.add_argument("--samples", type=int, default=2560, help="calibration rows (default: %(default)s)")
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument(
+        "--methods", nargs="+", default=METHODS, help="methods; METHOD:SOLVER or METHOD:SOLVER:SCOPE for another solver"
+    )
     parser.add_argument("--patterns", nargs="+", default=PATTERNS, help="sparsities, or N:M")
     parser.add_argument("--go-on", action="store_true", help="keep the cases of today's file")
 
@@ -59,10 +61,14 @@ def judge(model: str, options: argparse.Namespace) -> dict[str, Any]:
 def prune(method: str, pattern: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One pruning and what it gave."""
     shape = "--pattern" if ":" in pattern else "--sparsity"
+    method, *rest = method.split(":")
+    flags = [word for pair in zip(("--solver", "--scope"), rest, strict=False) for word in pair]
+    if ":" in pattern and "--scope" in flags:  # groups are the same in every row
+        flags = flags[:2]
     begin = time.perf_counter()
     report = pyprune(
         *("prune", options.model, "--data", options.data, "--samples", str(options.samples)),
-        *("--method", method, shape, pattern, "--output", str(folder), "--threads", str(options.threads)),
+        *("--method", method, *flags, shape, pattern, "--output", str(folder), "--threads", str(options.threads)),
     )
     return {
         "mean_layer_error": report["mean_error"],

@@ -3,8 +3,8 @@
 
 For every problem and pattern all solvers run in turns on the same gram; one that takes more than 20 s runs once, and
 its line says so. Timed is the whole call, with the factorisation and without the gathering of moments; for pyprune
-that is `LayerProblem` and `solve`, with their checks and the error in float64 (`solve_seconds`, which the solution
-states, leaves those out). Judged are all alike: the error is
+that is `LayerProblem` and `solve` with their checks (`solve_seconds`, which the solution states, leaves the problem's
+out). Judged are all alike: the error is
 `‖(Ŵ−W)X‖² / ‖WX‖²` in float64 from the gram without a ridge. Unstructured patterns let the rows of a layer compete,
 except in Wanda and the torch OBS (`scope` says so).
 

@@ -11,8 +11,6 @@ from pyprune.solvers.outcome import Outcome
 from pyprune.solvers.problem import LayerProblem
 from pyprune.solvers.splitting import NaturalMetric
 
-# Conjugate gradients stop where a step gains less than this part of a row's error; what is left is a few times as much.
-_GAIN = 1e-5
 _MOST = 60  # steps
 _PRODUCTS = 16.0  # with the gram, that they usually take
 _DIRECT = 1.3  # how much slower small factors run than one large product
@@ -28,8 +26,10 @@ def refit(problem: LayerProblem, mask: Tensor, damping: float) -> Outcome:
     return Outcome(_whole_rows_as_they_were(problem, weight, mask, damping), mask, factor)
 
 
-def quick_refit(problem: LayerProblem, mask: Tensor, metric: NaturalMetric, point: Tensor, damping: float) -> Outcome:
-    """The same, exact where that is cheap; else by conjugate gradients until a step gains 1e-5 of a row's error.
+def quick_refit(
+    problem: LayerProblem, mask: Tensor, metric: NaturalMetric, point: Tensor, damping: float, *, gain: float
+) -> Outcome:
+    """The same, exact where that is cheap; else by conjugate gradients while a step gains more than ``gain``.
 
     A direct fit costs a factor of each row's support. On wide layers that is many times the search itself, while the
     sparse copy of the search is a dozen products away from the fit.
@@ -38,6 +38,8 @@ def quick_refit(problem: LayerProblem, mask: Tensor, metric: NaturalMetric, poin
     ----------
     metric, point : NaturalMetric, Tensor of shape (out, in)
         Of the search: where conjugate gradients start.
+    gain : float
+        Part of a row's error; what is left to gain then is a few times as much.
     """
     if _direct_pays(mask):
         return refit(problem, mask, damping)
@@ -54,7 +56,7 @@ def quick_refit(problem: LayerProblem, mask: Tensor, metric: NaturalMetric, poin
         mask,
         point * change.float(),
         steps=_MOST,
-        tolerance=_GAIN,
+        tolerance=gain,
         dense=(dense * scale).float(),
     )
     weight = found.double().div_(scale)
