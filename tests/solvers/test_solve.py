@@ -11,6 +11,7 @@ from pyprune import NM, Block, LayerProblem, Unstructured, ops, solve, solvers
 from pyprune.errors import InputError, NumericsError
 
 SOLVERS = solvers.available()
+SOLVING = ("sparsegpt", "obs", "admm", "fast", "best")  # those that need the gram
 PATTERNS = [
     Unstructured(0.5),
     Unstructured(0.7, "layer"),
@@ -213,7 +214,7 @@ class TestRectified:
 class TestHardInputs:
     """Rank-deficient, dead, badly scaled and broken inputs: solved with a stated damping, or a clear error."""
 
-    @pytest.mark.parametrize("solver", ["sparsegpt", "obs"])
+    @pytest.mark.parametrize("solver", SOLVING)
     @pytest.mark.parametrize("kind", ["deficient", "dead", "scaled"])
     def test_default_damping_solves(self, solver, kind, generator):
         problem, _ = make(generator=generator, kind=kind)
@@ -223,18 +224,57 @@ class TestHardInputs:
         assert 0 <= solution.error < 1
         assert solution.notes == ()
 
-    @pytest.mark.parametrize("solver", ["sparsegpt", "obs"])
+    @pytest.mark.parametrize("solver", SOLVING)
     def test_singular_without_damping_is_raised_and_said(self, solver, generator):
         problem, _ = make(generator=generator, kind="deficient")
         solution = solve(problem, Unstructured(0.5), solver, damping=0.0)
         assert solution.damping > 0
         assert "damping raised from 0 to" in solution.notes[0]
 
-    def test_dead_columns_go_first(self, generator):
+    @pytest.mark.parametrize("solver", [solver for solver in SOLVING if solver != "sparsegpt"])
+    @pytest.mark.parametrize("scope", ["row", "layer"])
+    def test_dead_columns_go_first(self, solver, scope, generator):
         problem, _ = make(generator=generator, kind="dead")
         dead = problem.gram.diagonal() == 0
-        mask = solve(problem, Unstructured(0.25), "obs").mask
+        mask = solve(problem, Unstructured(0.25, scope), solver).mask
         assert not bool(mask[:, dead].any())
+
+    @pytest.mark.parametrize("solver", SOLVING)
+    def test_condition_of_a_million_million(self, solver, generator):
+        x = features(300, 60, generator) @ torch.diag(torch.logspace(0, -6, 60, dtype=torch.float64))
+        turn, _ = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64, generator=generator))
+        problem = LayerProblem(torch.randn(20, 60, generator=generator), gram_of(x @ turn))
+        solution = solve(problem, Unstructured(0.5), solver, damping=0.0)
+        assert float(torch.linalg.cond(problem.gram)) > 1e11
+        assert bool(torch.isfinite(solution.weight).all())
+        assert solution.error < solve(problem, Unstructured(0.5), "magnitude").error
+
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_rows_that_are_zero_and_columns_that_are_alike(self, solver, generator):
+        problem, x = make(generator=generator)
+        weight = problem.weight.clone()
+        weight[3] = 0.0
+        x[:, 5] = x[:, 4]
+        twins = LayerProblem(weight, gram_of(x))
+        for pattern in (Unstructured(0.5), NM(2, 4)):
+            solution = solve(twins, pattern, solver)
+            assert pattern.holds(solution.mask)
+            assert bool((solution.weight[3] == 0).all())
+
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_weights_that_do_not_lie_in_a_row(self, solver, generator):
+        problem, _ = make(generator=generator)
+        spread = torch.zeros(48, 48)[:, ::2].T.copy_(problem.weight)
+        other = LayerProblem(spread, problem.gram.T)
+        assert not spread.is_contiguous()
+        one, two = (solve(p, Unstructured(0.5), solver).weight for p in (problem, other))
+        assert torch.equal(one, two)
+
+    def test_many_rows(self, generator):
+        problem, _ = make(65_537, 12, generator=generator)
+        for solver in ("sparsegpt", "obs", "fast"):
+            pattern = Unstructured(0.5, "layer")
+            assert pattern.holds(solve(problem, pattern, solver).mask)
 
     def test_zero_gram(self):
         problem = LayerProblem(torch.ones(2, 3), torch.zeros(3, 3), name="encoder.layer.7.output.dense")
