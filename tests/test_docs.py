@@ -174,7 +174,7 @@ def test_drop_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for line in changed:
         exec(compile(line[1:], DROP_IN, "exec"), found)
     assert len(changed) == 3
-    assert SparseGPT.default_solver == found["better"].solver == "obs"
+    assert SparseGPT.default_solver == found["better"].solver == "best"
     assert pyprune.NM(2, 4).holds(found["layer"].weight != 0)
     zeros = {name: int((found[name] == 0).sum()) for name in ("half", "most", "in_blocks", "weight")}
     assert zeros == {"half": 1024, "most": 1844, "in_blocks": 1024, "weight": 1024}
