@@ -157,17 +157,21 @@ void masked_lstsq(uintptr_t solution, uintptr_t status, uintptr_t system, uintpt
                      rows, columns, threads);
 }
 
-void masked_cg(uintptr_t x, uintptr_t worth, uintptr_t system, uintptr_t precondition, uintptr_t target,
-               uintptr_t dense, uintptr_t mask, int64_t rows, int64_t columns, int64_t steps, double tolerance,
-               int threads) {
+void masked_cg(uintptr_t x, uintptr_t worth, uintptr_t system, uintptr_t inverse, uintptr_t basis,
+               uintptr_t inverse_diagonal, int64_t rank, uintptr_t target, uintptr_t dense, uintptr_t mask,
+               int64_t rows, int64_t columns, int64_t steps, double tolerance, int threads) {
     const int64_t all = area(rows, columns), square = area(columns, columns);
+    area(rank, columns);
     require(steps >= 0, "steps must not be negative");
     require(tolerance >= 0.0, "the tolerance must not be negative");
+    require((basis == 0) == (inverse_diagonal == 0) && (inverse == 0 || basis == 0), "one preconditioner at most");
+    require(rank <= 256, "the basis is too large");
     check_threads(threads);
     const auto& run = pyprune::kernels();
     py::gil_scoped_release release;
     run.masked_cg(pointer<float>(x, all, "x"), pointer<double>(worth, rows, "worth"),
-                  pointer<const float>(system, square, "system"), reinterpret_cast<const float*>(precondition),
+                  pointer<const float>(system, square, "system"), reinterpret_cast<const float*>(inverse),
+                  reinterpret_cast<const float*>(basis), reinterpret_cast<const float*>(inverse_diagonal), rank,
                   pointer<const float>(target, all, "target"), reinterpret_cast<const float*>(dense),
                   pointer<const uint8_t>(mask, all, "mask"), rows, columns, steps, tolerance, threads);
 }

@@ -31,9 +31,9 @@ void nm(uint8_t* mask, const void* scores, ElementType type, int64_t groups, int
 void masked_lstsq(double* solution, int64_t* status, const double* system, const double* target, const uint8_t* mask,
                   const double* inverse, double tolerance, int64_t rows, int64_t columns, int threads);
 
-void masked_cg(float* x, double* worth, const float* system, const float* precondition, const float* target,
-               const float* dense, const uint8_t* mask, int64_t rows, int64_t columns, int64_t steps, double tolerance,
-               int threads);
+void masked_cg(float* x, double* worth, const float* system, const float* inverse, const float* basis,
+               const float* inverse_diagonal, int64_t rank, const float* target, const float* dense,
+               const uint8_t* mask, int64_t rows, int64_t columns, int64_t steps, double tolerance, int threads);
 
 void admm_step(float* z, float* previous, const uint8_t* mask, const float* start, const float* multiplier, float relax,
                float momentum, int64_t rows, int64_t columns, int threads);

@@ -9,6 +9,7 @@ from torch import Tensor
 from pyprune import backends
 from pyprune.errors import InputError
 from pyprune.ops import library
+from pyprune.ops.matmul import matmul
 
 
 def masked_cg(
@@ -20,6 +21,7 @@ def masked_cg(
     steps: int,
     tolerance: float = 0.0,
     precondition: Tensor | None = None,  # [k, k]
+    basis: Tensor | None = None,  # [rank, k]
     dense: Tensor | None = None,  # [rows, k]
 ) -> tuple[Tensor, Tensor]:  # [rows, k], [rows]
     """Improve ``x`` towards ``H_SS x_S = c_S`` on each row's support by conjugate gradients.
@@ -42,6 +44,9 @@ def masked_cg(
     precondition : Tensor, shape (k, k), float32, optional
         An approximate inverse of ``H``, such as ``(H + ρI)⁻¹``: one product more a step, far fewer steps where ``H`` is
         badly conditioned.
+    basis : Tensor, shape (rank, k), float32, optional
+        Instead: ``B`` with ``H ≈ BᵀB + D``, ``D = diag(H − BᵀB)``, which is inverted on each row's support without a
+        product; :func:`leading_part` makes one. ``D`` is kept above 1e-3 of the diagonal.
     dense : Tensor, shape (rows, k), float32, optional
         ``H⁻¹ c``, from which the error ``(d − x) H (d − x)`` is known without another product.
 
@@ -77,10 +82,18 @@ def masked_cg(
     if precondition is not None:
         library.check_float("masked_cg", precondition=precondition)
         library.check_shape("masked_cg", "precondition", precondition, square)
+    if basis is not None:
+        library.check_float("masked_cg", basis=basis)
+        if basis.dim() != 2 or basis.shape[1] != square[0] or basis.shape[0] > 256 or precondition is not None:
+            raise InputError(
+                "masked_cg: the basis does not fit",
+                asked=f"[rank, {square[0]}], rank at most 256, and no other preconditioner",
+                seen=str(list(basis.shape)),
+            )
     if dense is not None:
         library.check_float("masked_cg", dense=dense)
         library.check_shape("masked_cg", "dense", dense, tuple(target.shape))
-    tensors = [t for t in (system, target, start, precondition, dense) if t is not None]
+    tensors = [t for t in (system, target, start, precondition, basis, dense) if t is not None]
     if {t.dtype for t in tensors} != {torch.float32} or mask.dtype != torch.bool:
         raise InputError("masked_cg: tensors must be float32, the mask bool")
     if steps < 0 or not tolerance >= 0.0:
@@ -95,9 +108,37 @@ def masked_cg(
         steps,
         tolerance,
         None if precondition is None else precondition.contiguous(),
+        None if basis is None else basis.contiguous(),
         None if dense is None else dense.contiguous(),
     )
     return solution, worth
+
+
+def leading_part(system: Tensor, rank: int) -> Tensor:
+    """``B`` ``[rank, k]`` with ``BᵀB`` the leading part of ``system`` less what the rest has on average.
+
+    By two rounds of randomised subspace iteration (Halko et al. 2011) from a fixed seed, float32.
+    """
+    size = len(system)
+    width = min(size, rank + 8)
+    rank = min(rank, size)
+    generator = torch.Generator().manual_seed(0)
+    space = torch.randn(size, width, generator=generator).to(system.device)
+    for _ in range(3):
+        space = matmul(system, torch.linalg.qr(space).Q.contiguous())
+    space = torch.linalg.qr(space).Q.contiguous()
+    small = space.T @ matmul(system, space)
+    values, vectors = torch.linalg.eigh((small + small.T) / 2)
+    values, vectors = values[-rank:], vectors[:, -rank:]
+    rest = float((system.diagonal().sum() - values.sum()) / max(size - rank, 1))
+    basis: Tensor = ((space @ vectors) * (values - rest).clamp(min=0).sqrt()).T.contiguous()
+    return basis
+
+
+def _rest_of(system: Tensor, basis: Tensor) -> Tensor:
+    """Diagonal of ``H − BᵀB``, kept positive."""
+    diagonal = system.diagonal()
+    return torch.maximum(diagonal - (basis * basis).sum(dim=0), 1e-3 * diagonal)
 
 
 @backends.implements("masked_cg", "reference")
@@ -109,6 +150,7 @@ def masked_cg_reference(
     steps: int,
     tolerance: float,
     precondition: Tensor | None,
+    basis: Tensor | None = None,
     dense: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """By torch: in float64 on the CPU; in float32 on a GPU, where this is the fast way."""
@@ -119,7 +161,11 @@ def masked_cg_reference(
     r = torch.where(mask, left, 0.0)
     loss = None if dense is None else ((dense.to(wide) - x) * left).sum(dim=1).double().clamp(min=0.0)
 
+    low_rank = None if basis is None else _woodbury(basis.to(wide), _rest_of(system, basis).to(wide), mask)
+
     def solve(residual: Tensor) -> Tensor:
+        if low_rank is not None:
+            return torch.einsum("rij,rj->ri", low_rank, residual)
         if precondition is None:
             return residual
         return torch.where(mask, residual @ precondition.to(wide), 0.0)
@@ -150,6 +196,16 @@ def masked_cg_reference(
     return x.to(target.dtype), worth
 
 
+def _woodbury(basis: Tensor, rest: Tensor, mask: Tensor) -> Tensor:
+    """Inverse of ``BᵀB + D`` on the support of each row, zero outside, ``[rows, k, k]``; as a plain inverse."""
+    model = basis.T @ basis + torch.diag(rest)
+    inverses = torch.zeros(len(mask), *model.shape, dtype=model.dtype, device=model.device)
+    for row, keep in enumerate(mask):
+        support = torch.nonzero(keep)[:, 0]
+        inverses[row, support[:, None], support] = torch.linalg.inv(model[support][:, support])
+    return inverses
+
+
 @backends.implements("masked_cg", "cpp")
 def _masked_cg_cpp(
     system: Tensor,
@@ -159,9 +215,11 @@ def _masked_cg_cpp(
     steps: int,
     tolerance: float,
     precondition: Tensor | None,
+    basis: Tensor | None = None,
     dense: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     rows, features = target.shape
+    inverse_rest = None if basis is None else (1.0 / _rest_of(system, basis)).contiguous()
     solution = torch.mul(start, mask, out=library.empty(rows, features, dtype=torch.float32))
     worth = torch.zeros(rows, dtype=torch.float64)
     backends.extension().masked_cg(
@@ -169,6 +227,9 @@ def _masked_cg_cpp(
         worth.data_ptr(),
         system.data_ptr(),
         0 if precondition is None else precondition.data_ptr(),
+        0 if basis is None else basis.data_ptr(),
+        0 if inverse_rest is None else inverse_rest.data_ptr(),
+        0 if basis is None else len(basis),
         target.data_ptr(),
         0 if dense is None else dense.data_ptr(),
         mask.data_ptr(),
@@ -183,8 +244,8 @@ def _masked_cg_cpp(
 
 _masked_cg = library.register(
     "masked_cg(Tensor system, Tensor target, Tensor mask, Tensor start, int steps, float tolerance,"
-    " Tensor? precondition, Tensor? dense) -> (Tensor, Tensor)",
-    fake=lambda system, target, mask, start, steps, tolerance, precondition, dense: (
+    " Tensor? precondition, Tensor? basis, Tensor? dense) -> (Tensor, Tensor)",
+    fake=lambda system, target, mask, start, steps, tolerance, precondition, basis, dense: (
         torch.empty_like(target),
         target.new_empty(target.shape[0], dtype=torch.float64),
     ),

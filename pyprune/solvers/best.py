@@ -21,7 +21,7 @@ def fast(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
     The error is 0.55 to 0.7 of SparseGPT's on most layers. Where a direct refit would cost more than the search it ends
     within about a thousandth of the best fit on its mask; ``refit=True`` makes it exact.
     """
-    return _search(problem, pattern, damping, 8 if isinstance(pattern, NM) else 5, gain=3e-4)
+    return _search(problem, pattern, damping, 8 if isinstance(pattern, NM) else 5, gain=1e-3)
 
 
 def best(problem: LayerProblem, pattern: Pattern, damping: float, *, budget: float = 1.0) -> Outcome:
@@ -35,7 +35,7 @@ def best(problem: LayerProblem, pattern: Pattern, damping: float, *, budget: flo
     """
     if not (math.isfinite(budget) and budget > 0):
         raise InputError("best: budget must be positive and finite", seen=str(budget), hint="1 is the default")
-    return _search(problem, pattern, damping, max(3, round(_BEST * budget)), gain=1e-5 if budget < 2 else 0.0)
+    return _search(problem, pattern, damping, max(3, round(_BEST * budget)), gain=2e-5 if budget < 2 else 0.0)
 
 
 def _search(problem: LayerProblem, pattern: Pattern, damping: float, iterations: int, *, gain: float) -> Outcome:

@@ -27,7 +27,7 @@ def _samples(generator):
         "symmetrise": (x[:8],),
         "rescale": (gram, weight[0].clone(), 0.1, 0.2, True),
         "admm_step": (x[:3].clone(), x[3:6].clone(), mask, weight.float(), gram.float() / 100, 1.5, 0.1),
-        "masked_cg": (gram.float(), weight.float(), mask, weight.float(), 3, 0.0, None, weight.float()),
+        "masked_cg": (gram.float(), weight.float(), mask, weight.float(), 3, 0.0, None, x[:2].clone(), weight.float()),
         "select": (weight, 3, True),
         "nm": (weight, 2, 4),
         "masked_lstsq": (gram, weight, mask, 1e-14),

@@ -7,7 +7,7 @@ from problems import features, gram_of
 
 from pyprune import ops
 from pyprune.errors import InputError
-from pyprune.ops.masked_cg import masked_cg_reference
+from pyprune.ops.masked_cg import leading_part, masked_cg_reference
 
 SHAPES = [(1, 1), (5, 7), (50, 49), (97, 131)]
 
@@ -30,18 +30,20 @@ def gap(gram, target, mask, x):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("preconditioned", [False, True])
-def test_matches_float64(backend, shape, preconditioned, generator):
+@pytest.mark.parametrize("kind", ["diagonal", "inverse", "low rank"])
+def test_matches_float64(backend, shape, kind, generator):
     gram, target, mask, _ = make(*shape, generator)
     start = torch.randn(shape, generator=generator)
-    inverse = torch.linalg.inv(gram + 0.1 * torch.eye(shape[1])) if preconditioned else None
-    exact = None if inverse is None else inverse.double()
-    got, _ = ops.masked_cg(gram, target, mask, start, steps=5, precondition=inverse)
-    wanted, _ = masked_cg_reference(gram.double(), target.double(), mask, start.double(), 5, 0.0, exact)
+    inverse = torch.linalg.inv(gram + 0.1 * torch.eye(shape[1])) if kind == "inverse" else None
+    basis = leading_part(gram, min(5, shape[1])) if kind == "low rank" else None
+    given = {"precondition": inverse, "basis": basis}
+    exact = [None if tensor is None else tensor.double() for tensor in (inverse, basis)]
+    got, _ = ops.masked_cg(gram, target, mask, start, steps=5, **given)
+    wanted, _ = masked_cg_reference(gram.double(), target.double(), mask, start.double(), 5, 0.0, *exact)
     assert bool((got[~mask] == 0).all())
     assert float((got - wanted).abs().max()) <= 1e-3 * float(wanted.abs().max().clamp(min=1e-3))
-    _, worth = ops.masked_cg(gram, target, mask, start, steps=1, precondition=inverse)
-    _, wanted = masked_cg_reference(gram.double(), target.double(), mask, start.double(), 1, 0.0, exact)
+    _, worth = ops.masked_cg(gram, target, mask, start, steps=1, **given)
+    _, wanted = masked_cg_reference(gram.double(), target.double(), mask, start.double(), 1, 0.0, *exact)
     assert torch.allclose(worth, wanted, rtol=1e-3, atol=1e-9)
 
 
@@ -52,6 +54,29 @@ def test_reaches_the_fit_and_then_stops(backend, preconditioned, generator):
     x, worth = ops.masked_cg(gram, target, mask, start, steps=400, tolerance=1e-9, precondition=inverse)
     assert float(gap(gram, target, mask, x).max()) <= 1e-6
     assert float(worth.max()) <= 1e-9
+
+
+def test_a_low_rank_preconditioner_saves_steps(backend, generator):
+    """On a gram that is a few strong directions and noise, as real ones are."""
+    strong = features(400, 6, generator) @ (8 * torch.randn(6, 120, dtype=torch.float64, generator=generator))
+    gram = gram_of(strong + features(400, 120, generator))
+    scale = gram.diagonal().sqrt()
+    gram = (gram / scale[:, None] / scale).float()
+    target, mask = torch.randn(30, 120, generator=generator) @ gram, torch.rand(30, 120, generator=generator) > 0.5
+    start, basis = torch.zeros(30, 120), leading_part(gram, 6)
+    plain, ranked = (
+        gap(gram, target, mask, ops.masked_cg(gram, target, mask, start, steps=6, basis=b)[0]) for b in (None, basis)
+    )
+    assert float(ranked.sum()) < 0.1 * float(plain.sum())
+
+
+def test_leading_part_is_the_leading_part(generator):
+    strong = torch.randn(3, 50, generator=generator)
+    system = strong.T @ strong + 0.01 * torch.eye(50)
+    basis = leading_part(system, 3)
+    assert basis.shape == (3, 50)
+    assert float((basis.T @ basis - strong.T @ strong).abs().max()) <= 1e-3
+    assert leading_part(torch.eye(2), 5).shape == (2, 2)
 
 
 def test_with_the_dense_optimum_the_gap_is_relative_to_the_error(backend, generator):
@@ -103,5 +128,7 @@ def test_errors_say_what_was_seen(generator):
         ops.masked_cg(gram.double(), target, mask, start, steps=1)
     with pytest.raises(InputError, match="system has the wrong shape"):
         ops.masked_cg(gram[:3], target, mask, start, steps=1)
+    with pytest.raises(InputError, match="basis does not fit"):
+        ops.masked_cg(gram, target, mask, start, steps=1, basis=torch.ones(2, 5))
     with pytest.raises(InputError, match="must not be negative"):
         ops.masked_cg(gram, target, mask, start, steps=-1)
