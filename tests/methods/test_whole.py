@@ -291,7 +291,7 @@ def test_wrong_requests(tiny: Tiny, batches_of: Batches) -> None:
     model, batches = tiny("bert"), batches_of()
     requests: list[tuple[dict[str, Any], str]] = [
         ({"method": "best"}, r"unknown method 'best'[\s\S]*akr"),
-        ({"solver": "best"}, r"unknown solver 'best'"),
+        ({"solver": "magic"}, r"unknown solver 'magic'"),
         ({"sparsity": 1.2}, "outside 0 to 1"),
         ({"pattern": "2:5"}, r"layer\.0\.attention\.self\.query.*2:5"),
         ({"pattern": "2:4", "sparsity": 0.7}, "disagree"),
