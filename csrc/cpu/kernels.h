@@ -29,7 +29,8 @@ void masked_lstsq(double* solution, int64_t* status, const double* system, const
                   const double* inverse, const double* dense, int64_t rows, int64_t columns, int threads);
 
 void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
-         const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads);
+         const int64_t* count, ElementType type, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of,
+         int threads);
 
 void sparsegpt(void* weight, ElementType type, uint8_t* mask, const void* factor, const int64_t* prune, int64_t rows,
                int64_t columns, int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads);

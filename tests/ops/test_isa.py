@@ -22,7 +22,7 @@ from pyprune.ops.obs import obs_reference
 from pyprune.ops.sparsegpt import sparsegpt_reference
 from pyprune.ops.masked_lstsq import masked_lstsq_reference
 g = torch.Generator().manual_seed(5)
-worst = dict.fromkeys(("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "sparsegpt"), 0.0)
+worst = dict.fromkeys("gram cross_gram matmul cholesky masked_lstsq obs obs_single sparsegpt".split(), 0.0)
 def note(op, got, wanted):
     worst[op] = max(worst[op], float((got - wanted).abs().max() / wanted.abs().max()))
 for k in (1, 2, 3, 5, 7, 8, 11, 12, 13, 23, 24, 25, 47, 48, 49, 95, 97, 161, 193):
@@ -36,7 +36,11 @@ for k in (1, 2, 3, 5, 7, 8, 11, 12, 13, 23, 24, 25, 47, 48, 49, 95, 97, 161, 193
     mask[0] = True
     note("masked_lstsq", ops.masked_lstsq(h, w, mask), masked_lstsq_reference(h, w, mask)[0])
     count = (3 * k) // 4
-    note("obs", ops.obs(inverse, w, count)[0], obs_reference(inverse, w, torch.full((5,), count), count, 0, 0)[0])
+    every = torch.full((5,), count)
+    note("obs", ops.obs(inverse, w, count)[0], obs_reference(inverse, w, every, count, 0, 0, False)[0])
+    pruned, order, _ = ops.obs(inverse, w, count, dtype=torch.float32)
+    mask = torch.ones(5, k, dtype=torch.bool).scatter_(1, order, False)
+    note("obs_single", pruned, masked_lstsq_reference(h, w @ h, mask)[0])
     note("matmul", ops.matmul(w, h), w @ h)
     found = ops.cholesky(h, inverse=True)
     note("cholesky", found.factor.T @ found.factor, h)
@@ -62,7 +66,7 @@ def test_matches_float64(isa):
     assert result["isa"] == isa
     assert result["worst"]["gram"] <= 2e-6
     assert result["worst"]["cross_gram"] <= 2e-5  # scaled by the result, which cancels; see test_cross_gram
-    assert max(result["worst"][op] for op in ("masked_lstsq", "obs", "sparsegpt")) <= 1e-8
+    assert max(result["worst"][op] for op in ("masked_lstsq", "obs", "obs_single", "sparsegpt")) <= 1e-8
     assert max(result["worst"][op] for op in ("matmul", "cholesky")) <= 1e-11
 
 

@@ -28,7 +28,7 @@ def _samples(generator):
         "select": (weight, 3, True),
         "nm": (weight, 2, 4),
         "masked_lstsq": (gram, weight, mask),
-        "obs": (inverse, weight, counts, 4, 0, 0),
+        "obs": (inverse, weight, counts, 4, 0, 0, True),
         "sparsegpt": (weight, factor, None, torch.tensor([12]), False, 0, 0, 128),
     }
 
