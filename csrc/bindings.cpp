@@ -189,8 +189,9 @@ void admm_step(uintptr_t z, uintptr_t previous, uintptr_t mask, uintptr_t start,
 }
 
 void obs(uintptr_t pruned, uintptr_t order, uintptr_t loss, uintptr_t inverse, uintptr_t weight, uintptr_t count,
-         int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads) {
+         int type, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads) {
     const int64_t all = area(rows, columns), square = area(columns, columns), trace = area(rows, steps);
+    require(type == 0 || type == 3, "removals must be in float32 or float64");
     require(steps <= columns, "more steps than columns");
     check_groups(columns, keep, of);
     check_threads(threads);
@@ -201,7 +202,8 @@ void obs(uintptr_t pruned, uintptr_t order, uintptr_t loss, uintptr_t inverse, u
     py::gil_scoped_release release;
     run.obs(pointer<double>(pruned, all, "pruned"), pointer<int64_t>(order, trace, "order"),
             pointer<double>(loss, trace, "loss"), pointer<const double>(inverse, square, "inverse"),
-            pointer<const double>(weight, all, "weight"), counts, rows, columns, steps, keep, of, threads);
+            pointer<const double>(weight, all, "weight"), counts, element(type), rows, columns, steps, keep, of,
+            threads);
 }
 
 void block_obs(uintptr_t pruned, uintptr_t order, uintptr_t loss, uintptr_t inverse, uintptr_t weight, uintptr_t count,

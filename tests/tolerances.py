@@ -33,8 +33,15 @@ STORED = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.
 # SparseGPT's sweep in float32, on grams with conditions up to 1e4.
 SWEEP_SINGLE = 1e-4
 
-# Greedy OBS: thousands of dependent updates in float64.
+# Greedy OBS: thousands of dependent updates in float64. Weights come from a float64 residual, so that they are held to
+# this also where the removals were chosen in float32; the losses seen while choosing are not.
 GREEDY = 1e-7
+GREEDY_LOSS_SINGLE = 1e-4
+
+# One row's greedy objective in float32 against that in float64, where the same columns went; and the sum over rows,
+# where a choice between two columns whose losses agree to five digits may have fallen the other way.
+SAME_CHOICE = 1e-6
+OTHER_CHOICES = 1e-2
 
 
 def relative(got: Tensor, wanted: Tensor, scale: float | None = None) -> float:

@@ -6,27 +6,33 @@
 // inverse. Nobody rewrites an inverse per step:
 //
 // v1  explicit inverse per row, rank-1 update of k² entries a step: 2k² traffic a step, memory-bound.
-// v2  lazy (methods of pivoted Cholesky): r = A[p,:] − Σ_q V[q,p] V[q,:], with one new row V[t,:] = r / √D_p a step.
-//     Same pivots and weights as v1; t·k multiply-adds a step and nothing written but one row.
-// v3  lazy in panels: after a panel of steps the Schur complement  B = A[live, live] − VᵀV  of the columns still
-//     there becomes the new base (a symmetric update at the speed of the register-blocked micro-kernel, panel.h),
-//     dead columns are squeezed out, and V starts empty. A step costs at most kPanelSteps·live.
-// v4  gather, update and write of the new base fused by rows of tiles, upper triangle only: a quarter of v3's traffic,
-//     which is what bounds long rows (k = 1536: 2.7 times faster than v3).
-// v5  (this file) V in strips of columns, the next scores taken while weights and pivots are in registers: 1.35 times
-//     faster than v4 at k = 384 and at k = 1536.
+// v2  lazy (pivoted Cholesky): r = A[p,:] − V[:,p]ᵀV, with one new row V[t,:] = r / √D_p a step. Same pivots and weights
+//     as v1; t·k multiply-adds a step and nothing written but one row. Every one of them is a load: a third of the peak.
+// v5  (v3, v4) V folded into a new base A[live, live] − VᵀV every 96 steps, at the speed of the micro-kernel; twice the
+//     multiply-adds of v2 at 50 %, and the rest of them still in chains that wait for loads.
+// v6  (this file) v2 with rows computed ahead, in float32 where the caller finds that enough:
+//     - V[:,j]ᵀV for the pivot and the seven columns that are cheapest now is one product by the micro-kernel (panel.h).
+//       93 % of them do go, after 10 more steps on the mean, and only those steps are left to the chain. Pivots are still
+//       taken one by one over all columns: a guess that fails costs time, never the result.
+//     - removed columns are squeezed out of V now and then (lanes.h); a base is never built, there is nothing to gain:
+//       left-looking never takes more multiply-adds than right-looking.
+//     - the removals leave the Cholesky factor of A[removed, removed], from which the weights are made, in float64
+//       accuracy whatever the arithmetic of the removals (obs_weights.h). A row that float32 does not settle, because a
+//       pivot drowns in rounding or the weights do not come to rest, is done again in float64.
+//     2.4 times faster than v5 in float32 at k = 384, 3.5 times at 1536, 4.4 times at 3072; 1.4 to 2 times in float64.
 //
-// FLOPs per row, s·k steps: about k³ (1 − (1−s)³) / 3 in the micro-kernel + kPanelSteps·k² s (1 − s/2) in the chain.
-// Memory per thread: k² for the base (none while A itself still serves), kMostSteps·k for V. Traffic: one read and one
-// write of half the base per panel of steps.
-// Double precision throughout; ties go to the lower column; rows are independent, so bits do not depend on threads.
+// FLOPs per row, s·k steps: k³ s² (1 − 2s/3), nearly all in the micro-kernel, and a tenth more in the chain.
+// Speed, one core of a Zen 5 (peak 266 GFLOP/s in float32), 50 %: 26 % of the peak at k = 384, 44 % at 1536, 53 % at
+//   3072. The micro-kernel runs at 87 %; it takes 36 % of the time at k = 384 (54 % at 1536), the chain and the update of
+//   weights, pivots and scores 12 %, reading columns and rows of V and A 17 %, the squeeze 9 %, the weights in float64
+//   12 % (they read the removed rows of A twice), choosing 9 %.
+// Memory per thread: s·k² for V, half of that squared for the factor, 65 rows computed ahead; and A in float32.
+// Traffic: V is read once for about seven steps.
+// Ties go to the lower column; rows are independent, so bits do not depend on threads.
 // A row that finds no open column with a positive pivot ends with NaN losses; the caller reports it.
 #include "../common/element_type.h"
-#include "../common/panel.h"
-#include "../common/triangular.h"
-
-#include <cmath>
-#include <limits>
+#include "../common/obs_row.h"
+#include "../common/obs_weights.h"
 
 #include <omp.h>
 
@@ -36,257 +42,94 @@ namespace pyprune {
 namespace PYPRUNE_ISA {
 namespace {
 
-constexpr int64_t kPanelSteps = 96;
-constexpr int64_t kMostSteps = kPanelSteps + kPanelSteps / 2;  // a short rest is finished without a new base
-constexpr int64_t kWide = kPanel<double>;
-constexpr double kClosed = std::numeric_limits<double>::infinity();
-
-// Smallest pivot that still counts, relative to the column's first: below it the row's system is singular.
-constexpr double kSmallestPivot = 1e-14;
-
-struct Workspace {
-    double *base, *factor, *packed, *tiles;  // [k, k], V in strips (see chain), V in panels, a row of tiles
-    double *weight, *pivot, *closed, *row, *floor, *score;  // [padded k] each
-    double* coefficient;                                    // [kMostSteps]
-    int64_t *column, *room, *kept;  // [padded k]: original columns; removals left in each group; scratch
-
-    static size_t doubles(int64_t k, bool own_base) {
-        const int64_t wide = padded(k);
-        const int64_t packed_columns = panels(k, kPanel<double>) * kPanel<double>;
-        const int64_t base = own_base ? k * k + kPanel<double> * packed_columns : 0;
-        return static_cast<size_t>(base + kMostSteps * (wide + packed_columns) + 6 * wide + kMostSteps);
-    }
-    static size_t integers(int64_t k) { return static_cast<size_t>(3 * padded(k)); }
-
-    Workspace(double* reals, int64_t* whole, int64_t k, bool own_base) {
-        const int64_t wide = padded(k);
-        const int64_t packed_columns = panels(k, kPanel<double>) * kPanel<double>;
-        base = reals;
-        tiles = base + (own_base ? k * k : 0);
-        factor = tiles + (own_base ? kPanel<double> * packed_columns : 0);
-        packed = factor + kMostSteps * wide;
-        weight = packed + kMostSteps * packed_columns;
-        pivot = weight + wide;
-        closed = pivot + wide;
-        row = closed + wide;
-        floor = row + wide;
-        score = floor + wide;
-        coefficient = score + wide;
-        column = whole;
-        room = column + wide;
-        kept = room + wide;
-    }
+struct Job {
+    double* pruned;
+    int64_t* order;
+    double* loss;
+    const double *inverse, *weight;
+    const int64_t* count;
+    int64_t columns, steps, keep, of;
 };
 
-class RowPruner {
-    using S = Simd<double>;
-
+// What one thread needs for one row after another.
+template <class Real>
+class RowTask {
   public:
-    RowPruner(Workspace& work, const double* inverse, int64_t k, int64_t keep, int64_t of)
-        : w_(work), inverse_(inverse), k_(k), keep_(keep), of_(of) {}
+    RowTask(Carver& memory, const Job& job, const Real* inverse, double unit)
+        : job_(job), unit_(unit), pruner_(memory, inverse, job.columns, job.steps, job.keep, job.of),
+          solver_(memory, job.inverse, unit, job.columns, job.steps), scaled_(memory.take<Real>(job.columns)) {}
 
-    void run(const double* weight, int64_t count, double* pruned, int64_t* order, double* loss, int64_t steps) {
-        start(weight);
-        int64_t step = 0;
-        for (; step < count; ++step) {
-            if (depth_ >= kPanelSteps && (count - step > kMostSteps - kPanelSteps || depth_ == kMostSteps)) rebase();
-            const int64_t p = cheapest();
-            if (p < 0) break;
-            order[step] = w_.column[p];
-            loss[step] = w_.score[p];
-            remove(p);
-        }
-        const double rest = step < count ? std::numeric_limits<double>::quiet_NaN() : 0.0;
-        for (; step < steps; ++step) {
-            order[step] = -1;
-            loss[step] = rest;
-        }
-        std::fill(pruned, pruned + k_, 0.0);
-        for (int64_t j = 0; j < live_; ++j)
-            if (!dead(j)) pruned[w_.column[j]] = w_.weight[j];
+    bool run(int64_t row) {
+        const int64_t k = job_.columns, steps = job_.steps, count = job_.count[row];
+        const double* weight = job_.weight + row * k;
+        double *pruned = job_.pruned + row * k, *loss = job_.loss + row * steps;
+        int64_t* order = job_.order + row * steps;
+        double largest = 0.0;
+        for (int64_t j = 0; j < k; ++j) largest = std::max(largest, std::abs(weight[j]));
+        const double scale = power_near(largest);
+        for (int64_t j = 0; j < k; ++j) scaled_[j] = static_cast<Real>(weight[j] * scale);
+        const bool whole = pruner_.run(scaled_, count, loss, unit_ / scale / scale);
+        if (!whole && sizeof(Real) == 4) return false;
+        const Removals<Real>& gone = pruner_.removals();
+        std::copy(gone.column, gone.column + gone.count, order);
+        std::fill(order + gone.count, order + steps, int64_t(-1));
+        std::fill(loss + gone.count, loss + steps, whole ? 0.0 : std::numeric_limits<double>::quiet_NaN());
+        if (gone.count < k) return solver_.run(pruned, weight, gone, scale) && whole;
+        std::fill(pruned, pruned + k, 0.0);
+        return whole;
     }
 
   private:
-    // A removed column is marked by a negative original index until the next rebase drops it.
-    bool dead(int64_t j) const { return w_.column[j] < 0; }
-
-    void start(const double* weight) {
-        live_ = k_;
-        depth_ = 0;
-        base_ = inverse_;
-        for (int64_t j = 0; j < padded(k_); ++j) {
-            const bool real = j < k_;
-            w_.weight[j] = real ? weight[j] : 0.0;
-            w_.pivot[j] = real ? inverse_[j * k_ + j] : 1.0;
-            w_.floor[j] = real ? kSmallestPivot * inverse_[j * k_ + j] : 0.0;
-            w_.closed[j] = real && (of_ == 0 || of_ > keep_) ? 0.0 : kClosed;
-            w_.column[j] = real ? j : -1;
-        }
-        for (int64_t group = 0; of_ > 0 && group < k_ / of_; ++group) w_.room[group] = of_ - keep_;
-        score_all();
-    }
-
-    // Scores of one vector of columns: w² / D, infinite where closed or not positive.
-    void score(int64_t j, S::Vector w, S::Vector d) {
-        const S::Vector infinite = S::broadcast(kClosed);
-        S::Vector value = w * w / d + S::load(w_.closed + j);
-        value = d > S::load(w_.floor + j) ? value : infinite;
-        S::store(w_.score + j, value);
-        best_ = value < best_ ? value : best_;
-    }
-
-    void score_all() {
-        best_ = S::broadcast(kClosed);
-        for (int64_t j = 0; j < padded(live_); j += S::lanes) score(j, S::load(w_.weight + j), S::load(w_.pivot + j));
-    }
-
-    // First open column with the smallest score, or -1.
-    int64_t cheapest() const {
-        double lanes[S::lanes], least = kClosed;
-        S::store(lanes, best_);
-        for (double value : lanes) least = value < least ? value : least;
-        if (!(least < kClosed)) return -1;
-        int64_t j = 0;
-        while (w_.score[j] != least) ++j;
-        return j;
-    }
-
-    // V[0][j], for j at the start of a strip: the rows of a strip of columns follow one another, so that the chain of a
-    // strip is one stream (by whole rows it would touch a new page with every row).
-    double* chain(int64_t j) const { return w_.factor + j * kMostSteps; }
-
-    void remove(int64_t p) {
-        const int64_t wide = padded(live_);
-        const double scale = w_.weight[p] / w_.pivot[p], root = 1.0 / std::sqrt(w_.pivot[p]);
-        const double* own = chain(p / kStrip * kStrip) + p % kStrip;
-        for (int64_t q = 0; q < depth_; ++q) w_.coefficient[q] = own[q * kStrip];
-        read_row(p, wide);
-        close(p);  // before the next scores are taken
-        best_ = S::broadcast(kClosed);
-        int64_t j = 0;
-        for (; j + 2 * kStrip <= wide; j += 2 * kStrip) update<2>(j, scale, root);
-        if (j < wide) update<1>(j, scale, root);
-        ++depth_;
-    }
-
-    // Weights, pivots, scores and the new row of V for `count` strips of columns.
-    template <int count>
-    void update(int64_t first, double scale, double root) {
-        Strip row[count];
-        for (int s = 0; s < count; ++s) row[s].load(w_.row + first + s * kStrip);
-        subtract_chain(row, w_.coefficient, chain(first), kStrip, kStrip * kMostSteps, depth_);
-        for (int s = 0; s < count; ++s) {
-            for (int v = 0; v < 4; ++v) {
-                const int64_t j = first + s * kStrip + v * S::lanes;
-                const S::Vector weight = S::load(w_.weight + j) - row[s].value[v] * S::broadcast(scale);
-                row[s].value[v] *= S::broadcast(root);
-                const S::Vector pivot = S::load(w_.pivot + j) - row[s].value[v] * row[s].value[v];
-                S::store(w_.weight + j, weight);
-                S::store(w_.pivot + j, pivot);
-                score(j, weight, pivot);
-            }
-            row[s].store(chain(first + s * kStrip) + depth_ * kStrip);
-        }
-    }
-
-    // Row p of the base into w_.row, zero-padded; an own base holds the upper triangle only.
-    void read_row(int64_t p, int64_t wide) {
-        const int64_t first = base_ == inverse_ ? 0 : p;
-        for (int64_t j = 0; j < first; ++j) w_.row[j] = base_[j * live_ + p];
-        std::memcpy(w_.row + first, base_ + p * live_ + first, (live_ - first) * sizeof(double));
-        std::fill(w_.row + live_, w_.row + wide, 0.0);
-    }
-
-    void close(int64_t p) {
-        const int64_t column = w_.column[p];
-        w_.column[p] = -1;
-        w_.closed[p] = kClosed;
-        if (of_ == 0 || --w_.room[column / of_] > 0) return;
-        for (int64_t j = 0; j < live_; ++j)  // the group is full: its survivors stay for good
-            if (w_.column[j] >= 0 && w_.column[j] / of_ == column / of_) w_.closed[j] = kClosed;
-    }
-
-    // Squeeze out dead columns and fold V into a base of this row's own.
-    void rebase() {
-        const int64_t old = live_;
-        int64_t* kept = w_.kept;  // positions still live, ascending
-        int64_t count = 0;
-        for (int64_t j = 0; j < old; ++j)
-            if (!dead(j)) kept[count++] = j;
-        for (int64_t b = 0; b < count; ++b) {
-            w_.weight[b] = w_.weight[kept[b]];
-            w_.closed[b] = w_.closed[kept[b]];
-            w_.floor[b] = w_.floor[kept[b]];
-            w_.column[b] = w_.column[kept[b]];
-        }
-        pack(count);
-        for (int64_t i = 0; i < panels(count, kWide); ++i) fold_tiles(i, count, old);
-        base_ = w_.base;
-        live_ = count;
-        depth_ = 0;
-        for (int64_t j = 0; j < padded(count); ++j) {
-            w_.pivot[j] = j < count ? base_[j * count + j] : 1.0;
-            if (j < count) continue;
-            w_.weight[j] = 0.0;
-            w_.closed[j] = kClosed;
-            w_.column[j] = -1;
-        }
-        score_all();
-    }
-
-    // The columns of V that stay, as panels for the micro-kernel.
-    void pack(int64_t count) {
-        for (int64_t b = 0; b < panels(count, kWide) * kWide; ++b) {
-            double* target = w_.packed + b / kWide * depth_ * kWide + b % kWide;
-            const int64_t j = b < count ? w_.kept[b] : 0;
-            const double* source = chain(j / kStrip * kStrip) + j % kStrip;
-            for (int64_t q = 0; q < depth_; ++q) target[q * kWide] = b < count ? source[q * kStrip] : 0.0;
-        }
-    }
-
-    // New base, rows of tile row i: gathered from the old base, less VᵀV. Targets lie before every source that later
-    // tile rows still need (kept[a] >= a and old >= count), so the base may be rewritten in place.
-    void fold_tiles(int64_t i, int64_t count, int64_t old) {
-        const int64_t first = i * kWide, rows = std::min(kWide, count - first), width = count - first;
-        for (int64_t a = 0; a < rows; ++a) {
-            const double* source = base_ + w_.kept[first + a] * old;
-            double* target = w_.tiles + a * width;
-            for (int64_t b = 0; b < width; ++b) target[b] = source[w_.kept[first + b]];
-        }
-        for (int64_t j = i; j < panels(count, kWide); ++j)
-            panel_product(w_.tiles + (j - i) * kWide, width, w_.packed + i * depth_ * kWide,
-                          w_.packed + j * depth_ * kWide, depth_, rows, std::min(kWide, count - j * kWide), -1.0);
-        for (int64_t a = 0; a < rows; ++a)
-            std::memcpy(w_.base + (first + a) * count + first, w_.tiles + a * width, width * sizeof(double));
-    }
-
-    Workspace& w_;
-    const double* inverse_;
-    const double* base_ = nullptr;
-    int64_t k_, keep_, of_, live_ = 0, depth_ = 0;
-    S::Vector best_;  // least scores, by lane
+    const Job& job_;
+    double unit_;
+    RowPruner<Real> pruner_;
+    WeightSolver<Real> solver_;
+    Real* scaled_;
 };
+
+// Rows `todo`; those that fail in this arithmetic are returned in their place, and their number is the result.
+template <class Real>
+int64_t run_rows(const Job& job, const Real* inverse, double unit, int64_t* todo, int64_t rows, int threads) {
+    threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, rows)));
+    Carver measure;
+    RowTask<Real>(measure, job, inverse, unit);
+    const size_t bytes = measure.used() + 4096 + 64;  // threads on separate cache lines and pages
+    Buffer<char> memory(bytes * threads);
+#pragma omp parallel num_threads(threads)
+    {
+        Carver carver(memory.data() + bytes * omp_get_thread_num());
+        RowTask<Real> task(carver, job, inverse, unit);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < rows; ++i)
+            if (task.run(todo[i])) todo[i] = -1;
+    }
+    return std::remove(todo, todo + rows, int64_t(-1)) - todo;
+}
+
+// A in float32, its largest diagonal entry near one.
+int64_t run_single(const Job& job, int64_t* todo, int64_t rows, int threads) {
+    const int64_t k = job.columns;
+    double largest = 0.0;
+    for (int64_t j = 0; j < k; ++j) largest = std::max(largest, job.inverse[j * k + j]);
+    const double unit = power_near(largest);
+    Buffer<float> inverse(static_cast<size_t>(k * k));
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = 0; j < k; ++j) inverse[i * k + j] = static_cast<float>(job.inverse[i * k + j] * unit);
+    return run_rows<float>(job, inverse.data(), unit, todo, rows, threads);
+}
 
 }  // namespace
 
 void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
-         const int64_t* count, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads) {
-    threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, rows)));
-    const bool own_base = steps > kMostSteps;
-    const size_t reals = (Workspace::doubles(columns, own_base) + 7) / 8 * 8;  // threads on separate cache lines
-    const size_t whole = (Workspace::integers(columns) + 7) / 8 * 8;
-    Buffer<double> real_memory(reals * threads);
-    Buffer<int64_t> whole_memory(whole * threads);
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num();
-        Workspace work(real_memory.data() + reals * thread, whole_memory.data() + whole * thread, columns, own_base);
-        RowPruner pruner(work, inverse, columns, keep, of);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t row = 0; row < rows; ++row)
-            pruner.run(weight + row * columns, count[row], pruned + row * columns, order + row * steps,
-                       loss + row * steps, steps);
-    }
+         const int64_t* count, ElementType type, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of,
+         int threads) {
+    const Job job{pruned, order, loss, inverse, weight, count, columns, steps, keep, of};
+    if (rows == 0) return;
+    Buffer<int64_t> todo(static_cast<size_t>(rows));
+    for (int64_t row = 0; row < rows; ++row) todo[row] = row;
+    if (type == ElementType::float32) rows = run_single(job, todo.data(), rows, threads);
+    if (rows > 0) run_rows<double>(job, inverse, 1.0, todo.data(), rows, threads);
 }
 
 }  // namespace PYPRUNE_ISA

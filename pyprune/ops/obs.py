@@ -18,6 +18,7 @@ def obs(
     *,
     keep: int = 0,
     of: int = 0,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor]:  # weight [rows, k], order [rows, steps], loss [rows, steps]
     """Remove ``count`` weights from each row, always the one whose loss is least, updating the others.
 
@@ -35,6 +36,11 @@ def obs(
         How many weights each row loses.
     keep, of : int
         With ``of > 0`` a weight may go only while its group of ``of`` consecutive ones holds more than ``keep``.
+    dtype : torch.dtype
+        Arithmetic in which weights are chosen: float64, or float32 for half the time. Choices between weights whose
+        losses agree to about five digits may then differ, and ``loss`` is no more accurate than that; rows for which
+        float32 does not suffice are done in float64. The weights are accurate to float64 either way. The reference
+        uses float64 always.
 
     Returns
     -------
@@ -48,7 +54,7 @@ def obs(
     Raises
     ------
     InputError
-        Shapes or counts do not fit.
+        Shapes, counts or ``dtype`` do not fit.
     NumericsError
         Inputs are not finite, or the inverse is not positive definite.
 
@@ -59,8 +65,12 @@ def obs(
     tensor([[1, 2]])
     """
     counts = _check(inverse, weight, count, keep, of)
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError("obs: dtype must be float32 or float64", seen=str(dtype))
     steps = int(counts.max()) if counts.numel() else 0
-    pruned, order, loss = _obs(inverse.double().contiguous(), weight.double().contiguous(), counts, steps, keep, of)
+    pruned, order, loss = _obs(
+        inverse.double().contiguous(), weight.double().contiguous(), counts, steps, keep, of, dtype == torch.float32
+    )
     if bool(torch.isnan(loss).any()):
         row = int(torch.nonzero(torch.isnan(loss).any(dim=1))[0])
         raise NumericsError(
@@ -100,9 +110,9 @@ def _check(inverse: Tensor, weight: Tensor, count: int | Tensor, keep: int, of: 
 
 @backends.implements("obs", "reference")
 def obs_reference(
-    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int
+    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int, single: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rank-1 updates of one explicit inverse per row."""
+    """Rank-1 updates of one explicit inverse per row; in float64, ``single`` or not."""
     weight = weight.clone()
     order = torch.full((len(weight), steps), -1, dtype=torch.int64, device=weight.device)
     loss = torch.zeros(len(weight), steps, dtype=torch.float64, device=weight.device)
@@ -128,7 +138,7 @@ def obs_reference(
 
 @backends.implements("obs", "cpp")
 def _obs_cpp(
-    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int
+    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int, single: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, features = weight.shape
     pruned = torch.empty_like(weight)
@@ -141,6 +151,7 @@ def _obs_cpp(
         inverse.data_ptr(),
         weight.data_ptr(),
         count.data_ptr(),
+        library.ELEMENT_TYPE[torch.float32 if single else torch.float64],
         rows,
         features,
         steps,
@@ -152,8 +163,9 @@ def _obs_cpp(
 
 
 _obs = library.register(
-    "obs(Tensor inverse, Tensor weight, Tensor count, int steps, int keep, int of) -> (Tensor, Tensor, Tensor)",
-    fake=lambda inverse, weight, count, steps, keep, of: (
+    "obs(Tensor inverse, Tensor weight, Tensor count, int steps, int keep, int of, bool single)"
+    " -> (Tensor, Tensor, Tensor)",
+    fake=lambda inverse, weight, count, steps, keep, of, single: (
         torch.empty_like(weight),
         weight.new_empty((weight.shape[0], steps), dtype=torch.int64),
         weight.new_empty((weight.shape[0], steps)),

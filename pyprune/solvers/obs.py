@@ -20,22 +20,26 @@ def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
     ``scope="layer"`` runs every row down to nothing, then spends the budget where the losses are smallest
     (OBC, Frantar et al. 2022, section 4.2, "global step"), and refits exactly on that support. With blocks it is whole
     blocks that go, and rows of blocks that compete.
+
+    Weights are chosen in float32 where that was enough to factor the gram (:attr:`Factorisation.reverse`); what they
+    end in is float64.
     """
     factor = problem.factorise(damping)
     start = problem.start(damping)
     rows, cols = problem.shape
+    dtype = factor.reverse.dtype
     if isinstance(pattern, NM):
         count = cols // pattern.of * (pattern.of - pattern.keep)
-        weight, order, _ = ops.obs(factor.inverse, start, count, keep=pattern.keep, of=pattern.of)
+        weight, order, _ = ops.obs(factor.inverse, start, count, keep=pattern.keep, of=pattern.of, dtype=dtype)
         return Outcome(weight, _mask(order, rows, cols), factor)
     if isinstance(pattern, Block):
         return _by_blocks(problem, pattern, start, damping)
     if not isinstance(pattern, Unstructured):
         raise InputError(f"obs does not know the pattern {pattern.describe()}")
     if pattern.scope == "row":
-        weight, order, _ = ops.obs(factor.inverse, start, cols - pattern.kept_per_row(cols))
+        weight, order, _ = ops.obs(factor.inverse, start, cols - pattern.kept_per_row(cols), dtype=dtype)
         return Outcome(weight, _mask(order, rows, cols), factor)
-    _, order, loss = ops.obs(factor.inverse, start, cols)
+    _, order, loss = ops.obs(factor.inverse, start, cols, dtype=dtype)
     mask = _mask(_allocate(order, loss, rows * cols - pattern.kept(rows, cols)), rows, cols)
     return refit(problem, mask, damping)
 

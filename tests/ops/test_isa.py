@@ -24,7 +24,7 @@ from pyprune.ops.sparsegpt import sparsegpt_reference
 from pyprune.ops.masked_lstsq import masked_lstsq_reference
 g = torch.Generator().manual_seed(5)
 worst = dict.fromkeys(
-    ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "block_obs", "sparsegpt"), 0.0
+    ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt"), 0.0
 )
 def note(op, got, wanted):
     worst[op] = max(worst[op], float((got - wanted).abs().max() / wanted.abs().max()))
@@ -39,7 +39,11 @@ for k in (1, 2, 3, 5, 7, 8, 11, 12, 13, 23, 24, 25, 47, 48, 49, 95, 97, 161, 193
     mask[0] = True
     note("masked_lstsq", ops.masked_lstsq(h, w, mask), masked_lstsq_reference(h, w, mask)[0])
     count = (3 * k) // 4
-    note("obs", ops.obs(inverse, w, count)[0], obs_reference(inverse, w, torch.full((5,), count), count, 0, 0)[0])
+    every = torch.full((5,), count)
+    note("obs", ops.obs(inverse, w, count)[0], obs_reference(inverse, w, every, count, 0, 0, False)[0])
+    pruned, order, _ = ops.obs(inverse, w, count, dtype=torch.float32)
+    mask = torch.ones(5, k, dtype=torch.bool).scatter_(1, order, False)
+    note("obs_single", pruned, masked_lstsq_reference(h, w @ h, mask)[0])
     width = next(size for size in (4, 3, 2, 7, 5, 1) if k % size == 0)
     steps = (3 * k // width) // 4
     got = ops.block_obs(inverse, w[:4], steps, height=2, width=width)[0]
@@ -70,7 +74,7 @@ def test_matches_float64(isa):
     assert result["isa"] == isa
     assert result["worst"]["gram"] <= 2e-6
     assert result["worst"]["cross_gram"] <= 2e-5  # scaled by the result, which cancels; see test_cross_gram
-    assert max(result["worst"][op] for op in ("masked_lstsq", "obs", "block_obs", "sparsegpt")) <= 1e-8
+    assert max(result["worst"][op] for op in ("masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt")) <= 1e-8
     assert max(result["worst"][op] for op in ("matmul", "cholesky")) <= 1e-11
 
 

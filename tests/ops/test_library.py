@@ -31,7 +31,7 @@ def _samples(generator):
         "select": (weight, 3, True),
         "nm": (weight, 2, 4),
         "masked_lstsq": (gram, weight, mask, 1e-14),
-        "obs": (inverse, weight, counts, 4, 0, 0),
+        "obs": (inverse, weight, counts, 4, 0, 0, True),
         "sparsegpt": (weight, factor, None, torch.tensor([12]), False, 0, 0, 128),
         "block_obs": (inverse, weight, torch.tensor([2]), 3, 3, 2),
     }

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+// Greedy OBS of one row in arithmetic `Real`: which columns go, in which order, at what loss, and the Cholesky factor of
+// what went. The algorithm is told in csrc/cpu/obs.cpp.
+//
+// Columns that are still there have places 0 .. live_ − 1, in ascending order; what belongs to a place past them is
+// padding. Rows over places (of V, and those computed ahead) lie in strips of kPanel columns, and the rows of a strip
+// follow one another: a strip of V is what the micro-kernel reads, and one stream for the chain.
+#pragma once
+
+#include "lanes.h"
+#include "panel.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace pyprune {
+namespace PYPRUNE_ISA {
+
+// Removals of one row, and the lower triangular factor L of A[removed, removed] in the order of removal.
+template <class Real>
+struct Removals {
+    static constexpr int64_t lanes = Simd<Real>::lanes;
+
+    int64_t count = 0;
+    int64_t* column;  // [steps]
+    Real* alpha;      // [steps]: L⁻¹ w₀[removed]
+    Real* inverse;    // [steps]: 1 / L[t][t]
+    Real* lower;      // rows of L left of the diagonal, zero from there to the end of the vector
+    int64_t* row;     // [steps + 1]: where they begin
+
+    Removals(Carver& memory, int64_t steps)
+        : column(memory.take<int64_t>(steps)), alpha(memory.take<Real>(steps)), inverse(memory.take<Real>(steps)),
+          lower(memory.take<Real>(panels(steps, lanes) * (panels(steps, lanes) + 1) / 2 * lanes * lanes)),
+          row(memory.take<int64_t>(steps + 1)) {}
+
+    void add(int64_t gone, Real weight, Real root, const Real* left) {
+        const int64_t begin = count == 0 ? 0 : row[count], whole = count / lanes * lanes;
+        row[count] = begin;
+        row[count + 1] = begin + whole + lanes;
+        Simd<Real>::store(lower + begin + whole, typename Simd<Real>::Vector{});
+        std::copy(left, left + count, lower + begin);
+        column[count] = gone;
+        alpha[count] = weight * root;
+        inverse[count++] = root;
+    }
+};
+
+template <class Real>
+class RowPruner {
+    using S = Simd<Real>;
+    using Vector = typename S::Vector;
+    static constexpr int64_t wide = kPanel<Real>;
+    static constexpr int64_t lanes = S::lanes;
+    static constexpr Real kClosed = std::numeric_limits<Real>::infinity();
+    // Smallest pivot that still counts, relative to the column's first: below it the row's system is singular.
+    static constexpr Real kSmallestPivot = sizeof(Real) == 4 ? Real(1e-6) : Real(1e-14);
+    static constexpr int64_t kAhead = 8;   // rows computed ahead at a time
+    static constexpr int64_t kSlots = 64;  // and kept; one more takes what a tile computes for nothing
+    static constexpr int64_t kAheadStrip = (kSlots + 1) * wide;
+    static_assert(kAhead % kTileRows == 0, "rows are computed by whole tiles");
+
+  public:
+    // inverse [k, k], symmetric; at most `steps` removals a row, from groups of `of` down to `keep` where of > 0
+    RowPruner(Carver& memory, const Real* inverse, int64_t k, int64_t steps, int64_t keep, int64_t of)
+        : inverse_(inverse), k_(k), steps_(steps), keep_(keep), of_(of), all_(panels(k, wide) * wide),
+          places_(memory, all_), columns_(memory, k), removals_(memory, steps) {
+        for (Real** array : {&weight_, &pivot_, &floor_, &score_, &row_, &waiting_}) *array = memory.take<Real>(all_);
+        for (int64_t** array : {&column_, &slot_, &place_, &room_}) *array = memory.take<int64_t>(all_);
+        for (int64_t** array : {&born_, &owner_, &free_}) *array = memory.take<int64_t>(kSlots);
+        present_ = memory.take<uint8_t>(all_);
+        open_ = memory.take<uint8_t>(all_);
+        // Strips a multiple of the cache's ways apart would all fall into the same lines of it.
+        constexpr int64_t page = 4096 / sizeof(Real), line = 64 / sizeof(Real);
+        strip_ = panels(steps * wide, page) * page + 7 * line;
+        factor_ = memory.take<Real>(all_ / wide * strip_);
+        ahead_ = memory.take<Real>(all_ / wide * kAheadStrip);
+        own_ = memory.take<Real>((kSlots + 1) * steps);
+    }
+
+    // Remove `count` columns of a row, with losses times `unit`; false where there was none with a positive pivot, or
+    // where float32 cannot tell.
+    bool run(const Real* weight, int64_t count, double* loss, double unit) {
+        start(weight);
+        for (int64_t step = 0; step < count; ++step) {
+            const int64_t p = cheapest();
+            if (p < 0) return false;
+            loss[step] = unit * static_cast<double>(score_[p]);
+            if (slot_[p] < 0) compute_ahead(p, count - step);
+            remove(p);
+            // Found by measuring: a squeeze costs as much as it saves in about this many steps.
+            if (gone_ * gone_ > 8 * live_ && 2 * (count - step) > gone_) squeeze();
+        }
+        return sizeof(Real) == 8 || sure();
+    }
+
+    const Removals<Real>& removals() const { return removals_; }
+
+  private:
+    void start(const Real* weight) {
+        live_ = k_;
+        gone_ = 0;
+        removals_.count = 0;
+        for (int64_t j = 0; j < all_; ++j) {
+            const bool real = j < k_;
+            weight_[j] = real ? weight[j] : Real(0);
+            pivot_[j] = real ? inverse_[j * k_ + j] : Real(1);
+            floor_[j] = real && (of_ == 0 || of_ > keep_) ? kSmallestPivot * pivot_[j] : kClosed;
+            column_[j] = real ? j : -1;
+            slot_[j] = -1;
+            place_[j] = j;
+            open_[j] = real;
+        }
+        std::fill(present_, present_ + k_, uint8_t(1));
+        columns_.choose(present_, k_);
+        for (int64_t group = 0; of_ > 0 && group < k_ / of_; ++group) room_[group] = of_ - keep_;
+        for (int64_t slot = 0; slot < kSlots; ++slot) {
+            free_[slot] = slot;
+            owner_[slot] = -1;
+        }
+        unused_ = kSlots;
+        std::fill(own_ + kSlots * steps_, own_ + (kSlots + 1) * steps_, Real(0));
+        best_ = S::broadcast(kClosed);
+        for (int64_t j = 0; j < all_; j += lanes) score(j, S::load(weight_ + j), S::load(pivot_ + j));
+    }
+
+    // Scores of one vector of columns: w² / D, infinite where closed or not positive.
+    void score(int64_t j, Vector w, Vector d) {
+        const Vector value = d > S::load(floor_ + j) ? w * w / d : S::broadcast(kClosed);
+        S::store(score_ + j, value);
+        best_ = smaller<Real>(value, best_);
+    }
+
+    // Whether every open column still has a pivot; in float32 one that has none may just have lost it to rounding.
+    bool sure() const {
+        for (int64_t j = 0; j < live_; ++j)
+            if (open_[j] && floor_[j] < kClosed && !(pivot_[j] > floor_[j])) return false;
+        return true;
+    }
+
+    // First open column with the smallest score, or -1.
+    int64_t cheapest() const {
+        const Real least = least_lane<Real>(best_);
+        return least < kClosed ? first_equal(score_, least) : -1;
+    }
+
+    Real* factor(int64_t strip) const { return factor_ + strip * strip_; }
+    Real* ahead(int64_t strip, int64_t slot) const { return ahead_ + strip * kAheadStrip + slot * wide; }
+
+    // V[first..last, p]
+    void read_column(Real* target, int64_t p, int64_t first, int64_t last) const {
+        const Real* source = factor(p / wide) + p % wide;
+        for (int64_t q = first; q < last; ++q) target[q] = source[q * wide];
+    }
+
+    // Row `column` of A into row_.
+    void read_base(int64_t column) {
+        const Real* base = inverse_ + column * k_;
+        if (column == k_ - 1) {  // a vector could reach past the end of A
+            std::copy(base, base + k_, waiting_);
+            base = waiting_;
+        }
+        columns_.template apply<1>({{row_}}, {{base}});
+    }
+
+    int64_t take_slot(int64_t p) {
+        if (unused_ == 0) release(std::min_element(born_, born_ + kSlots) - born_);
+        const int64_t slot = free_[--unused_], line = 64 / static_cast<int64_t>(sizeof(Real));
+        owner_[slot] = p;
+        slot_[p] = slot;
+        // Its row of A comes from far and is wanted soon.
+        for (int64_t j = 0; j < k_; j += line) __builtin_prefetch(inverse_ + column_[p] * k_ + j, 0, 2);
+        return slot;
+    }
+
+    void release(int64_t slot) {
+        slot_[owner_[slot]] = -1;
+        owner_[slot] = -1;
+        born_[slot] = std::numeric_limits<int64_t>::max();
+        free_[unused_++] = slot;
+    }
+
+    // V[:, p]ᵀV for p and for the columns that are likely to follow it; what it lacks of V by then, the chain adds.
+    void compute_ahead(int64_t p, int64_t remaining) {
+        const int64_t count = choose_ahead(p, std::min(kAhead, remaining)), depth = removals_.count;
+        for (int64_t a = 0; a < count; ++a) {
+            read_column(own_ + chosen_[a] * steps_, owner_[chosen_[a]], 0, depth);
+            born_[chosen_[a]] = depth;
+        }
+        for (int64_t s = 0; s < panels(live_, wide); ++s)
+            for (int64_t a = 0; a < count; a += kTileRows) multiply_ahead(s, chosen_ + a, depth);
+    }
+
+    // Slots for p and for up to count − 1 of the cheapest columns now; what is missing from a full tile is computed for
+    // nothing.
+    int64_t choose_ahead(int64_t p, int64_t count) {
+        const int64_t end = panels(live_, wide) * wide;
+        for (int64_t j = 0; j < end; j += lanes) S::store(waiting_ + j, S::load(score_ + j));
+        for (int64_t slot = 0; slot < kSlots; ++slot)
+            if (owner_[slot] >= 0) waiting_[owner_[slot]] = kClosed;
+        int64_t found = 0;
+        for (;;) {
+            chosen_[found] = take_slot(p);
+            waiting_[p] = kClosed;
+            if (++found == count) break;
+            Vector best = S::broadcast(kClosed);
+            for (int64_t j = 0; j < end; j += lanes) best = smaller<Real>(S::load(waiting_ + j), best);
+            const Real least = least_lane<Real>(best);
+            if (!(least < kClosed)) break;
+            p = first_equal(waiting_, least);
+        }
+        for (int64_t a = found; a % kTileRows != 0; ++a) chosen_[a] = kSlots;
+        return found;
+    }
+
+    struct Coefficients {
+        const Real* row[kTileRows];
+        inline Real at(int64_t depth, int r) const { return row[r][depth]; }
+    };
+
+    void multiply_ahead(int64_t strip, const int64_t* slot, int64_t depth) {
+        Tile<Real> tile;
+        Coefficients left;
+        for (int r = 0; r < kTileRows; ++r) left.row[r] = own_ + slot[r] * steps_;
+        micro_tile<kTileRows>(tile, left, factor(strip), depth);
+        for (int r = 0; r < kTileRows; ++r)
+            for (int v = 0; v < kTileVectors; ++v) S::store(ahead(strip, slot[r]) + v * lanes, tile.sum[r][v]);
+    }
+
+    void remove(int64_t p) {
+        const int64_t depth = removals_.count, strips = panels(live_, wide), slot = slot_[p];
+        const Real scale = weight_[p] / pivot_[p], root = Real(1) / std::sqrt(pivot_[p]);
+        read_column(own_ + slot * steps_, p, born_[slot], depth);
+        removals_.add(column_[p], weight_[p], root, own_ + slot * steps_);
+        read_base(column_[p]);
+        close(p);  // before the next scores are taken
+        best_ = S::broadcast(kClosed);
+        int64_t s = 0;
+        for (; s + 3 <= strips; s += 3) update<3>(s, slot, depth, scale, root);
+        if (s + 2 <= strips) {
+            update<2>(s, slot, depth, scale, root);
+            s += 2;
+        }
+        if (s < strips) update<1>(s, slot, depth, scale, root);
+        release(slot);
+    }
+
+    // Weights, pivots, scores and the new row of V for `count` strips of columns.
+    template <int count>
+    void update(int64_t first, int64_t slot, int64_t depth, Real scale, Real root) {
+        Vector row[count][kTileVectors];
+        for (int s = 0; s < count; ++s)
+            for (int v = 0; v < kTileVectors; ++v)
+                row[s][v] =
+                    S::load(row_ + (first + s) * wide + v * lanes) - S::load(ahead(first + s, slot) + v * lanes);
+        const Real* own = own_ + slot * steps_;
+        Real* const matrix = factor(first);
+        for (int64_t q = born_[slot]; q < depth; ++q) {
+            const Vector c = S::broadcast(own[q]);
+            for (int s = 0; s < count; ++s)
+                for (int v = 0; v < kTileVectors; ++v)
+                    row[s][v] -= c * S::load(matrix + s * strip_ + q * wide + v * lanes);
+        }
+        Real *const weights = weight_ + first * wide, *const pivots = pivot_ + first * wide;
+        Real *const floors = floor_ + first * wide, *const scores = score_ + first * wide;
+        Vector best = best_;
+        const int64_t strip = strip_;
+#pragma GCC unroll 3
+        for (int s = 0; s < count; ++s)
+#pragma GCC unroll 4
+            for (int v = 0; v < kTileVectors; ++v) {
+                const int64_t j = s * wide + v * lanes;
+                const Vector weight = S::load(weights + j) - row[s][v] * S::broadcast(scale);
+                const Vector entry = row[s][v] * S::broadcast(root);
+                const Vector pivot = S::load(pivots + j) - entry * entry;
+                S::store(weights + j, weight);
+                S::store(pivots + j, pivot);
+                S::store(matrix + s * strip + depth * wide + v * lanes, entry);
+                const Vector value = pivot > S::load(floors + j) ? weight * weight / pivot : S::broadcast(kClosed);
+                S::store(scores + j, value);
+                best = smaller<Real>(value, best);
+            }
+        best_ = best;
+    }
+
+    void close(int64_t p) {
+        shut(p);
+        if (of_ == 0 || --room_[column_[p] / of_] > 0) return;
+        const int64_t group = column_[p] / of_ * of_;  // it is full: its survivors stay for good
+        for (int64_t column = group; column < group + of_; ++column)
+            if (place_[column] >= 0 && open_[place_[column]]) {
+                const int64_t j = place_[column];
+                shut(j);
+                if (slot_[j] >= 0) release(slot_[j]);
+            }
+    }
+
+    // Column j is removed or stays for good: nobody asks for its score again, nor for its entries of V.
+    void shut(int64_t j) {
+        open_[j] = 0;
+        floor_[j] = kClosed;
+        ++gone_;
+    }
+
+    // Drop the columns that are closed.
+    void squeeze() {
+        const int64_t depth = removals_.count;
+        places_.choose(open_, live_);
+        int64_t q = 0;
+        for (Real* row = factor_; q + 4 <= depth; q += 4, row += 4 * wide)
+            places_.template apply<4>(
+                {{row, strip_}, {row + wide, strip_}, {row + 2 * wide, strip_}, {row + 3 * wide, strip_}},
+                {{row, strip_}, {row + wide, strip_}, {row + 2 * wide, strip_}, {row + 3 * wide, strip_}});
+        for (; q < depth; ++q)
+            places_.template apply<1>({{factor_ + q * wide, strip_}}, {{factor_ + q * wide, strip_}});
+        for (int64_t slot = 0; slot < kSlots; ++slot)
+            if (owner_[slot] >= 0)
+                places_.template apply<1>({{ahead(0, slot), kAheadStrip}}, {{ahead(0, slot), kAheadStrip}});
+        squeeze_array(weight_, Real(0));
+        squeeze_array(pivot_, Real(1));
+        squeeze_array(floor_, kClosed);
+        squeeze_array(score_, kClosed);
+        int64_t *const columns = column_, *const slots = slot_, *const place = place_, count = 0;
+        for (int64_t j = 0; j < live_; ++j) {
+            const int64_t column = columns[j], slot = slots[j];
+            const bool open = open_[j] != 0;
+            present_[column] = open;
+            place[column] = open ? count : -1;
+            columns[count] = column;
+            slots[count] = slot;
+            if (slot >= 0) owner_[slot] = count;
+            count += open;
+        }
+        std::fill(open_, open_ + count, uint8_t(1));
+        std::fill(open_ + count, open_ + live_, uint8_t(0));
+        columns_.choose(present_, k_);
+        live_ = count;
+        gone_ = 0;
+    }
+
+    void squeeze_array(Real* array, Real pad) {
+        places_.template apply<1>({{array}}, {{array}});
+        std::fill(array + places_.count(), array + panels(places_.count(), wide) * wide, pad);
+    }
+
+    const Real* inverse_;
+    int64_t k_, steps_, keep_, of_, all_;
+    Squeeze<Real> places_, columns_;  // what goes at the next squeeze; what is still there of a row of A
+    Removals<Real> removals_;
+    Real *weight_, *pivot_, *floor_, *score_, *row_, *waiting_;  // by place
+    int64_t *column_, *slot_;                                    // by place: its column; its row computed ahead, or -1
+    int64_t *place_, *room_;                                     // by column: its place, or -1; by group: removals left
+    int64_t *born_, *owner_, *free_;      // by slot: rows of V that it has; its place, or -1. Free slots
+    int64_t chosen_[kAhead + kTileRows];  // slots being computed
+    uint8_t *present_, *open_;            // by column: has a place; by place: may still go
+    Real *factor_, *ahead_, *own_;        // V; rows computed ahead; columns of V that belong to them
+    int64_t strip_, unused_ = 0, live_ = 0, gone_ = 0;
+    Vector best_;  // least scores, by lane
+};
+
+}  // namespace PYPRUNE_ISA
+}  // namespace pyprune
