@@ -72,13 +72,6 @@ inline int64_t first_equal(const Real* values, Real wanted) {
 #endif
 }
 
-// A row of columns in strips of kPanel, `apart` from the start of one to that of the next.
-template <class Real>
-struct StripRow {
-    Real* start;
-    int64_t apart = kPanel<Real>;
-};
-
 // Which of n columns stay, and rows without the others: each vector read is merged behind what is left of the ones
 // before by one shuffle, so that only whole vectors are written.
 template <class Real>
@@ -116,43 +109,48 @@ class Squeeze {
         }
     }
 
-    // rows without their dropped columns, and zeros from there to the end of a strip; a row may be its own target.
+    // Rows without their dropped columns, and zeros from there to the end of a strip; a row may be its own target.
+    // They lie in strips of kPanel columns, `apart` from the start of one to that of the next.
     template <int rows>
-    void apply(const StripRow<Real> (&target)[rows], const StripRow<const Real> (&source)[rows]) const {
+    void apply(Real* const (&target)[rows], int64_t target_apart, const Real* const (&source)[rows],
+               int64_t source_apart) const {
+        const int64_t in_jump = source_apart - (kTileVectors - 1) * lanes;
+        const int64_t out_jump = target_apart - (kTileVectors - 1) * lanes;
+        const int64_t vectors = vectors_;
+        const Index *const merges = merge_, *const rests = rest_;
+        const uint8_t* const full = full_;
         Vector left[rows];
-        const Real* from[rows];
-        Real* to[rows];
-        for (int r = 0; r < rows; ++r) {
-            left[r] = Vector{};
-            from[r] = source[r].start;
-            to[r] = target[r].start;
-        }
+        for (int r = 0; r < rows; ++r) left[r] = Vector{};
+        int64_t from = 0, to = 0;
         int in = 0, out = 0;
-        for (int64_t v = 0; v < vectors_; ++v) {
+        for (int64_t v = 0; v < vectors; ++v) {
             typename Lanes<Real>::Indices merge, rest;
-            std::memcpy(&merge, merge_ + v * lanes, sizeof(merge));
-            std::memcpy(&rest, rest_ + v * lanes, sizeof(rest));
-            const bool full = full_[v];
+            std::memcpy(&merge, merges + v * lanes, sizeof(merge));
+            std::memcpy(&rest, rests + v * lanes, sizeof(rest));
+            Vector read[rows];
             for (int r = 0; r < rows; ++r) {
-                const Vector read = S::load(from[r]), merged = __builtin_shuffle(left[r], read, merge);
-                left[r] = merged;
-                if (full) {
-                    S::store(to[r], merged);
-                    left[r] = __builtin_shuffle(read, rest);
-                }
-                from[r] += in == kTileVectors - 1 ? source[r].apart - (kTileVectors - 1) * lanes : lanes;
-                if (full) to[r] += out == kTileVectors - 1 ? target[r].apart - (kTileVectors - 1) * lanes : lanes;
+                read[r] = S::load(source[r] + from);
+                left[r] = __builtin_shuffle(left[r], read[r], merge);
             }
+            if (full[v]) {
+                for (int r = 0; r < rows; ++r) {
+                    S::store(target[r] + to, left[r]);
+                    left[r] = __builtin_shuffle(read[r], rest);
+                }
+                to += out == kTileVectors - 1 ? out_jump : lanes;
+                out = out == kTileVectors - 1 ? 0 : out + 1;
+            }
+            from += in == kTileVectors - 1 ? in_jump : lanes;
             in = in == kTileVectors - 1 ? 0 : in + 1;
-            if (full) out = out == kTileVectors - 1 ? 0 : out + 1;
         }
+        if (count_ % kPanel<Real> == 0) return;
         typename Lanes<Real>::Indices place{};
         for (int lane = 0; lane < lanes; ++lane) place[lane] = lane;
         const auto held = place < static_cast<Index>(count_ % lanes);
-        if (count_ % kPanel<Real> == 0) return;
-        for (int r = 0; r < rows; ++r)
-            for (int v = out; v < kTileVectors; ++v, to[r] += lanes)
-                S::store(to[r], v == out ? (held ? left[r] : Vector{}) : Vector{});
+        for (int r = 0; r < rows; ++r) {
+            S::store(target[r] + to, held ? left[r] : Vector{});
+            for (int v = 1; out + v < kTileVectors; ++v) S::store(target[r] + to + v * lanes, Vector{});
+        }
     }
 
     int64_t count() const { return count_; }

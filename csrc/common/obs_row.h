@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Greedy OBS of one row in arithmetic `Real`: which columns go, in which order, at what loss, and the Cholesky factor of
-// what went. The algorithm is told in csrc/cpu/obs.cpp.
+// Greedy OBS of one row in arithmetic `Real`: which columns go, in which order, at what loss, and the Cholesky factor
+// of what went. The algorithm is told in csrc/cpu/obs.cpp.
 //
 // Columns that are still there have places 0 .. live_ − 1, in ascending order; what belongs to a place past them is
 // padding. Rows over places (of V, and those computed ahead) lie in strips of kPanel columns, and the rows of a strip
@@ -20,30 +20,25 @@ namespace PYPRUNE_ISA {
 // Removals of one row, and the lower triangular factor L of A[removed, removed] in the order of removal.
 template <class Real>
 struct Removals {
-    static constexpr int64_t lanes = Simd<Real>::lanes;
-
     int64_t count = 0;
-    int64_t* column;  // [steps]
-    Real* alpha;      // [steps]: L⁻¹ w₀[removed]
-    Real* inverse;    // [steps]: 1 / L[t][t]
-    Real* lower;      // rows of L left of the diagonal, zero from there to the end of the vector
-    int64_t* row;     // [steps + 1]: where they begin
+    int64_t* column;     // [steps]
+    Real* alpha;         // [steps]: L⁻¹ w₀[removed]
+    Real* inverse;       // [steps]: 1 / L[t][t]
+    Real* columns_of_v;  // [k, stride]: its row column[t] begins with L[t][:t]
+    int64_t stride;
 
-    Removals(Carver& memory, int64_t steps)
+    Removals(Carver& memory, int64_t k, int64_t steps)
         : column(memory.take<int64_t>(steps)), alpha(memory.take<Real>(steps)), inverse(memory.take<Real>(steps)),
-          lower(memory.take<Real>(panels(steps, lanes) * (panels(steps, lanes) + 1) / 2 * lanes * lanes)),
-          row(memory.take<int64_t>(steps + 1)) {}
+          stride((panels(steps, Simd<Real>::lanes) + 1) * Simd<Real>::lanes) {
+        columns_of_v = memory.take<Real>(k * stride);
+    }
 
-    void add(int64_t gone, Real weight, Real root, const Real* left) {
-        const int64_t begin = count == 0 ? 0 : row[count], whole = count / lanes * lanes;
-        row[count] = begin;
-        row[count + 1] = begin + whole + lanes;
-        Simd<Real>::store(lower + begin + whole, typename Simd<Real>::Vector{});
-        std::copy(left, left + count, lower + begin);
+    void add(int64_t gone, Real weight, Real root) {
         column[count] = gone;
         alpha[count] = weight * root;
         inverse[count++] = root;
     }
+    Real* row(int64_t t) const { return columns_of_v + column[t] * stride; }
 };
 
 template <class Real>
@@ -63,8 +58,8 @@ class RowPruner {
   public:
     // inverse [k, k], symmetric; at most `steps` removals a row, from groups of `of` down to `keep` where of > 0
     RowPruner(Carver& memory, const Real* inverse, int64_t k, int64_t steps, int64_t keep, int64_t of)
-        : inverse_(inverse), k_(k), steps_(steps), keep_(keep), of_(of), all_(panels(k, wide) * wide),
-          places_(memory, all_), columns_(memory, k), removals_(memory, steps) {
+        : inverse_(inverse), k_(k), keep_(keep), of_(of), all_(panels(k, wide) * wide), places_(memory, all_),
+          columns_(memory, k), removals_(memory, k, steps) {
         for (Real** array : {&weight_, &pivot_, &floor_, &score_, &row_, &waiting_}) *array = memory.take<Real>(all_);
         for (int64_t** array : {&column_, &slot_, &place_, &room_}) *array = memory.take<int64_t>(all_);
         for (int64_t** array : {&born_, &owner_, &free_}) *array = memory.take<int64_t>(kSlots);
@@ -75,7 +70,6 @@ class RowPruner {
         strip_ = panels(steps * wide, page) * page + 7 * line;
         factor_ = memory.take<Real>(all_ / wide * strip_);
         ahead_ = memory.take<Real>(all_ / wide * kAheadStrip);
-        own_ = memory.take<Real>((kSlots + 1) * steps);
     }
 
     // Remove `count` columns of a row, with losses times `unit`; false where there was none with a positive pivot, or
@@ -88,6 +82,7 @@ class RowPruner {
             loss[step] = unit * static_cast<double>(score_[p]);
             if (slot_[p] < 0) compute_ahead(p, count - step);
             remove(p);
+            if (removals_.count % lanes == 0) turn();
             // Found by measuring: a squeeze costs as much as it saves in about this many steps.
             if (gone_ * gone_ > 8 * live_ && 2 * (count - step) > gone_) squeeze();
         }
@@ -119,7 +114,6 @@ class RowPruner {
             owner_[slot] = -1;
         }
         unused_ = kSlots;
-        std::fill(own_ + kSlots * steps_, own_ + (kSlots + 1) * steps_, Real(0));
         best_ = S::broadcast(kClosed);
         for (int64_t j = 0; j < all_; j += lanes) score(j, S::load(weight_ + j), S::load(pivot_ + j));
     }
@@ -147,10 +141,27 @@ class RowPruner {
     Real* factor(int64_t strip) const { return factor_ + strip * strip_; }
     Real* ahead(int64_t strip, int64_t slot) const { return ahead_ + strip * kAheadStrip + slot * wide; }
 
-    // V[first..last, p]
-    void read_column(Real* target, int64_t p, int64_t first, int64_t last) const {
+    // The last rows of V into its columns.
+    void turn() {
+        const int64_t first = removals_.count - lanes;
+        for (int64_t j = 0; j < live_; j += lanes) {
+            const Real* source = factor(j / wide) + first * wide + j % wide;
+            Vector block[lanes];
+            for (int64_t q = 0; q < lanes; ++q) block[q] = S::load(source + q * wide);
+            transpose<Real>(block);
+            for (int64_t i = 0; i < lanes; ++i)
+                if (open_[j + i])
+                    S::store(removals_.columns_of_v + column_[j + i] * removals_.stride + first, block[i]);
+        }
+    }
+
+    // V[:, p], up to date.
+    const Real* column_of_v(int64_t p) const {
+        const int64_t depth = removals_.count;
         const Real* source = factor(p / wide) + p % wide;
-        for (int64_t q = first; q < last; ++q) target[q] = source[q * wide];
+        Real* target = removals_.columns_of_v + column_[p] * removals_.stride;
+        for (int64_t q = depth / lanes * lanes; q < depth; ++q) target[q] = source[q * wide];
+        return target;
     }
 
     // Row `column` of A into row_.
@@ -160,7 +171,7 @@ class RowPruner {
             std::copy(base, base + k_, waiting_);
             base = waiting_;
         }
-        columns_.template apply<1>({{row_}}, {{base}});
+        columns_.template apply<1>({row_}, wide, {base}, wide);
     }
 
     int64_t take_slot(int64_t p) {
@@ -182,17 +193,32 @@ class RowPruner {
 
     // V[:, p]ᵀV for p and for the columns that are likely to follow it; what it lacks of V by then, the chain adds.
     void compute_ahead(int64_t p, int64_t remaining) {
-        const int64_t count = choose_ahead(p, std::min(kAhead, remaining)), depth = removals_.count;
-        for (int64_t a = 0; a < count; ++a) {
-            read_column(own_ + chosen_[a] * steps_, owner_[chosen_[a]], 0, depth);
-            born_[chosen_[a]] = depth;
+        const int64_t count = choose_ahead(p, std::min(kAhead, remaining));
+        Coefficients left[kAhead / kTileRows];
+        for (int64_t a = 0; a < panels(count, kTileRows) * kTileRows; ++a) {
+            // What is missing from a full tile is computed for nothing.
+            const bool real = a < count;
+            left[a / kTileRows].row[a % kTileRows] = real ? column_of_v(owner_[chosen_[a]]) : left[0].row[0];
+            if (real) born_[chosen_[a]] = removals_.count;
+            if (!real) chosen_[a] = kSlots;
         }
         for (int64_t s = 0; s < panels(live_, wide); ++s)
-            for (int64_t a = 0; a < count; a += kTileRows) multiply_ahead(s, chosen_ + a, depth);
+            for (int64_t a = 0; a < count; a += kTileRows) multiply_ahead(s, left[a / kTileRows], chosen_ + a);
     }
 
-    // Slots for p and for up to count − 1 of the cheapest columns now; what is missing from a full tile is computed for
-    // nothing.
+    struct Coefficients {
+        const Real* row[kTileRows];
+        inline Real at(int64_t depth, int r) const { return row[r][depth]; }
+    };
+
+    void multiply_ahead(int64_t strip, const Coefficients& left, const int64_t* slot) {
+        Tile<Real> tile;
+        micro_tile<kTileRows>(tile, left, factor(strip), removals_.count);
+        for (int r = 0; r < kTileRows; ++r)
+            for (int v = 0; v < kTileVectors; ++v) S::store(ahead(strip, slot[r]) + v * lanes, tile.sum[r][v]);
+    }
+
+    // Slots for p and for up to count − 1 of the cheapest columns now.
     int64_t choose_ahead(int64_t p, int64_t count) {
         const int64_t end = panels(live_, wide) * wide;
         for (int64_t j = 0; j < end; j += lanes) S::store(waiting_ + j, S::load(score_ + j));
@@ -209,51 +235,35 @@ class RowPruner {
             if (!(least < kClosed)) break;
             p = first_equal(waiting_, least);
         }
-        for (int64_t a = found; a % kTileRows != 0; ++a) chosen_[a] = kSlots;
         return found;
-    }
-
-    struct Coefficients {
-        const Real* row[kTileRows];
-        inline Real at(int64_t depth, int r) const { return row[r][depth]; }
-    };
-
-    void multiply_ahead(int64_t strip, const int64_t* slot, int64_t depth) {
-        Tile<Real> tile;
-        Coefficients left;
-        for (int r = 0; r < kTileRows; ++r) left.row[r] = own_ + slot[r] * steps_;
-        micro_tile<kTileRows>(tile, left, factor(strip), depth);
-        for (int r = 0; r < kTileRows; ++r)
-            for (int v = 0; v < kTileVectors; ++v) S::store(ahead(strip, slot[r]) + v * lanes, tile.sum[r][v]);
     }
 
     void remove(int64_t p) {
         const int64_t depth = removals_.count, strips = panels(live_, wide), slot = slot_[p];
         const Real scale = weight_[p] / pivot_[p], root = Real(1) / std::sqrt(pivot_[p]);
-        read_column(own_ + slot * steps_, p, born_[slot], depth);
-        removals_.add(column_[p], weight_[p], root, own_ + slot * steps_);
+        const Real* own = column_of_v(p);
+        removals_.add(column_[p], weight_[p], root);
         read_base(column_[p]);
         close(p);  // before the next scores are taken
         best_ = S::broadcast(kClosed);
         int64_t s = 0;
-        for (; s + 3 <= strips; s += 3) update<3>(s, slot, depth, scale, root);
+        for (; s + 3 <= strips; s += 3) update<3>(s, slot, depth, own, scale, root);
         if (s + 2 <= strips) {
-            update<2>(s, slot, depth, scale, root);
+            update<2>(s, slot, depth, own, scale, root);
             s += 2;
         }
-        if (s < strips) update<1>(s, slot, depth, scale, root);
+        if (s < strips) update<1>(s, slot, depth, own, scale, root);
         release(slot);
     }
 
     // Weights, pivots, scores and the new row of V for `count` strips of columns.
     template <int count>
-    void update(int64_t first, int64_t slot, int64_t depth, Real scale, Real root) {
+    void update(int64_t first, int64_t slot, int64_t depth, const Real* own, Real scale, Real root) {
         Vector row[count][kTileVectors];
         for (int s = 0; s < count; ++s)
             for (int v = 0; v < kTileVectors; ++v)
                 row[s][v] =
                     S::load(row_ + (first + s) * wide + v * lanes) - S::load(ahead(first + s, slot) + v * lanes);
-        const Real* own = own_ + slot * steps_;
         Real* const matrix = factor(first);
         for (int64_t q = born_[slot]; q < depth; ++q) {
             const Vector c = S::broadcast(own[q]);
@@ -308,14 +318,10 @@ class RowPruner {
         places_.choose(open_, live_);
         int64_t q = 0;
         for (Real* row = factor_; q + 4 <= depth; q += 4, row += 4 * wide)
-            places_.template apply<4>(
-                {{row, strip_}, {row + wide, strip_}, {row + 2 * wide, strip_}, {row + 3 * wide, strip_}},
-                {{row, strip_}, {row + wide, strip_}, {row + 2 * wide, strip_}, {row + 3 * wide, strip_}});
-        for (; q < depth; ++q)
-            places_.template apply<1>({{factor_ + q * wide, strip_}}, {{factor_ + q * wide, strip_}});
+            squeeze_rows<4>({row, row + wide, row + 2 * wide, row + 3 * wide}, strip_);
+        for (; q < depth; ++q) squeeze_rows<1>({factor_ + q * wide}, strip_);
         for (int64_t slot = 0; slot < kSlots; ++slot)
-            if (owner_[slot] >= 0)
-                places_.template apply<1>({{ahead(0, slot), kAheadStrip}}, {{ahead(0, slot), kAheadStrip}});
+            if (owner_[slot] >= 0) squeeze_rows<1>({ahead(0, slot)}, kAheadStrip);
         squeeze_array(weight_, Real(0));
         squeeze_array(pivot_, Real(1));
         squeeze_array(floor_, kClosed);
@@ -338,13 +344,20 @@ class RowPruner {
         gone_ = 0;
     }
 
+    template <int rows>
+    void squeeze_rows(Real* const (&row)[rows], int64_t apart) {
+        const Real* source[rows];
+        std::copy(row, row + rows, source);
+        places_.template apply<rows>(row, apart, source, apart);
+    }
+
     void squeeze_array(Real* array, Real pad) {
-        places_.template apply<1>({{array}}, {{array}});
+        squeeze_rows<1>({array}, wide);
         std::fill(array + places_.count(), array + panels(places_.count(), wide) * wide, pad);
     }
 
     const Real* inverse_;
-    int64_t k_, steps_, keep_, of_, all_;
+    int64_t k_, keep_, of_, all_;
     Squeeze<Real> places_, columns_;  // what goes at the next squeeze; what is still there of a row of A
     Removals<Real> removals_;
     Real *weight_, *pivot_, *floor_, *score_, *row_, *waiting_;  // by place
@@ -353,7 +366,7 @@ class RowPruner {
     int64_t *born_, *owner_, *free_;      // by slot: rows of V that it has; its place, or -1. Free slots
     int64_t chosen_[kAhead + kTileRows];  // slots being computed
     uint8_t *present_, *open_;            // by column: has a place; by place: may still go
-    Real *factor_, *ahead_, *own_;        // V; rows computed ahead; columns of V that belong to them
+    Real *factor_, *ahead_;               // V; rows computed ahead
     int64_t strip_, unused_ = 0, live_ = 0, gone_ = 0;
     Vector best_;  // least scores, by lane
 };

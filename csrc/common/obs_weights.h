@@ -46,9 +46,9 @@ class WeightSolver {
     using S = Simd<Real>;
     static constexpr int64_t lanes = S::lanes;
     static constexpr int kRounds = 8;
-    // Rounds end where no weight moves by more than this, relative to the largest. Each leaves a fraction of what it
-    // moved, a hundredth or much less on systems that float32 is used for.
-    static constexpr double kStill = 1e-7;
+    // Rounds end where the next one, by the ratio of the last two, would move no weight by more than this, relative to
+    // the largest. That ratio, 1e-3 to 1e-6 on systems that float32 is used for, is right to a factor of ten.
+    static constexpr double kStill = 1e-9;
 
   public:
     // `inverse` is A in float64; the removals saw unit · A.
@@ -62,7 +62,8 @@ class WeightSolver {
         std::copy(dense, dense + k_, weight);
         std::copy(gone.alpha, gone.alpha + n, x_);
         backward(gone);
-        bool still = n == 0 || move(weight, gone, unit_ / scale);
+        double before = n == 0 ? 0.0 : move(weight, gone, unit_ / scale);
+        bool still = before == 0.0;
         for (int round = 0; round < kRounds && !still; ++round) {
             double worst = 0.0;
             for (int64_t i = 0; i < n; ++i) worst = std::max(worst, std::abs(weight[gone.column[i]]));
@@ -71,15 +72,17 @@ class WeightSolver {
             for (int64_t i = 0; i < n; ++i) x_[i] = static_cast<Real>(weight[gone.column[i]] * scale);
             forward(gone);
             backward(gone);
-            still = move(weight, gone, unit_ / scale);
+            const double moved = move(weight, gone, unit_ / scale);
+            still = moved * moved <= kStill * before;
+            before = moved;
         }
         for (int64_t i = 0; i < n; ++i) weight[gone.column[i]] = 0.0;
         return still;
     }
 
   private:
-    // w −= A[:, P] x · unit; whether that left the weights to be kept where they were.
-    bool move(double* weight, const Removals<Real>& gone, double unit) {
+    // w −= A[:, P] x · unit; how far that moved the weights to be kept, relative to the largest of them.
+    double move(double* weight, const Removals<Real>& gone, double unit) {
         const int64_t n = gone.count;
         for (int64_t i = 0; i < n; ++i) z_[i] = static_cast<double>(x_[i]) * unit;
         std::fill(change_, change_ + k_, 0.0);
@@ -94,7 +97,7 @@ class WeightSolver {
             moved = std::max(moved, std::abs(change_[j]));
             largest = std::max(largest, std::abs(weight[j]));
         }
-        return moved <= kStill * largest;
+        return moved == 0.0 ? 0.0 : moved / largest;
     }
 
     // x = L⁻¹ x, a vector of unknowns at a time: what the ones before take from them, then among themselves.
@@ -102,13 +105,13 @@ class WeightSolver {
         for (int64_t first = 0; first < gone.count; first += lanes) {
             const int64_t last = std::min(gone.count, first + lanes);
             for (int64_t t = first; t < last; ++t) {
-                const Real* row = gone.lower + gone.row[t];
+                const Real* row = gone.row(t);
                 typename S::Vector sum{};
                 for (int64_t q = 0; q < first; q += lanes) sum += S::load(row + q) * S::load(x_ + q);
                 x_[t] -= sum_lanes<Real>(sum);
             }
             for (int64_t t = first; t < last; ++t) {
-                const Real* row = gone.lower + gone.row[t];
+                const Real* row = gone.row(t);
                 Real value = x_[t];
                 for (int64_t q = first; q < t; ++q) value -= row[q] * x_[q];
                 x_[t] = value * gone.inverse[t];
@@ -122,12 +125,12 @@ class WeightSolver {
             const int64_t last = std::min(gone.count, first + lanes);
             for (int64_t t = last - 1; t >= first; --t) {
                 x_[t] *= gone.inverse[t];
-                const Real* row = gone.lower + gone.row[t];
+                const Real* row = gone.row(t);
                 for (int64_t q = first; q < t; ++q) x_[q] -= row[q] * x_[t];
             }
             for (int64_t q = 0; q < first; q += lanes) {
                 typename S::Vector value = S::load(x_ + q);
-                for (int64_t t = first; t < last; ++t) value -= x_[t] * S::load(gone.lower + gone.row[t] + q);
+                for (int64_t t = first; t < last; ++t) value -= x_[t] * S::load(gone.row(t) + q);
                 S::store(x_ + q, value);
             }
         }

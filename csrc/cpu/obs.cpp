@@ -6,30 +6,34 @@
 // inverse. Nobody rewrites an inverse per step:
 //
 // v1  explicit inverse per row, rank-1 update of k² entries a step: 2k² traffic a step, memory-bound.
-// v2  lazy (pivoted Cholesky): r = A[p,:] − V[:,p]ᵀV, with one new row V[t,:] = r / √D_p a step. Same pivots and weights
-//     as v1; t·k multiply-adds a step and nothing written but one row. Every one of them is a load: a third of the peak.
-// v5  (v3, v4) V folded into a new base A[live, live] − VᵀV every 96 steps, at the speed of the micro-kernel; twice the
-//     multiply-adds of v2 at 50 %, and the rest of them still in chains that wait for loads.
+// v2  lazy (pivoted Cholesky): r = A[p,:] − V[:,p]ᵀV, with one new row V[t,:] = r / √D_p a step. Same pivots and
+//     weights as v1; t·k multiply-adds a step and nothing written but one row. Each of them waits for a load.
+// v5  (v3, v4) V folded into a new base A[live, live] − VᵀV every 96 steps, at the speed of the micro-kernel; at 50 %
+//     1.7 times the multiply-adds of v2, and the rest of them still in chains that wait for loads.
 // v6  (this file) v2 with rows computed ahead, in float32 where the caller finds that enough:
-//     - V[:,j]ᵀV for the pivot and the seven columns that are cheapest now is one product by the micro-kernel (panel.h).
-//       93 % of them do go, after 10 more steps on the mean, and only those steps are left to the chain. Pivots are still
-//       taken one by one over all columns: a guess that fails costs time, never the result.
-//     - removed columns are squeezed out of V now and then (lanes.h); a base is never built, there is nothing to gain:
-//       left-looking never takes more multiply-adds than right-looking.
-//     - the removals leave the Cholesky factor of A[removed, removed], from which the weights are made, in float64
-//       accuracy whatever the arithmetic of the removals (obs_weights.h). A row that float32 does not settle, because a
-//       pivot drowns in rounding or the weights do not come to rest, is done again in float64.
-//     2.4 times faster than v5 in float32 at k = 384, 3.5 times at 1536, 4.4 times at 3072; 1.4 to 2 times in float64.
+//     - V[:,j]ᵀV for the pivot and the seven columns that are cheapest now is one product by the micro-kernel
+//       (panel.h). 93 % of them do go, after 10 more steps on the mean, and only those steps are left to the chain.
+//       Pivots are still taken one by one over all columns: a guess that fails costs time, never the result.
+//     - removed columns are squeezed out of V now and then (lanes.h). A base is never built: right-looking takes as
+//       many multiply-adds where a row runs to nothing, and more where it does not.
+//     - V is kept by columns too: coefficients are read in a line, and those of the removed ones are the Cholesky
+//       factor of A[removed, removed], from which the weights are made, in float64 accuracy whatever the arithmetic of
+//       the removals (obs_weights.h). A row that float32 does not settle, because a pivot drowns in rounding or the
+//       weights do not come to rest, is done again in float64.
+//     At 50 % in float32 2.4 times faster than v5 at k = 384, 3.1 at 1536, 4.3 at 3072; in float64 1.4, 1.6 and 1.9.
 //
-// FLOPs per row, s·k steps: k³ s² (1 − 2s/3), nearly all in the micro-kernel, and a tenth more in the chain.
-// Speed, one core of a Zen 5 (peak 266 GFLOP/s in float32), 50 %: 26 % of the peak at k = 384, 44 % at 1536, 53 % at
-//   3072. The micro-kernel runs at 87 %; it takes 36 % of the time at k = 384 (54 % at 1536), the chain and the update of
-//   weights, pivots and scores 12 %, reading columns and rows of V and A 17 %, the squeeze 9 %, the weights in float64
-//   12 % (they read the removed rows of A twice), choosing 9 %.
-// Memory per thread: s·k² for V, half of that squared for the factor, 65 rows computed ahead; and A in float32.
+// FLOPs per row, s·k steps: k³ s² (1 − 2s/3); the micro-kernel does a fifth more (removed columns not yet squeezed
+//   out, rows never used), the chain a tenth.
+// Speed, one core of a Zen 5 (peak 266 GFLOP/s in float32), 50 %: 26 % of the peak at k = 384, 42 % at 1536, 52 % at
+//   3072. The micro-kernel runs at 80 % (at 3072, where V comes from the third cache, at 65 %) and takes 38 % of the
+//   time at k = 384 (60 and 75 % at 1536 and 3072). The rest at k = 384: chain and update of weights, pivots and scores
+//   14 %, weights in float64 13 % (the removed rows of A are read twice), squeeze 8 %, choosing 8 %, moving columns
+//   and rows 11 %.
+// Memory per thread: s·k² twice for V, 65 rows computed ahead. Once: A in float32.
 // Traffic: V is read once for about seven steps.
 // Ties go to the lower column; rows are independent, so bits do not depend on threads.
 // A row that finds no open column with a positive pivot ends with NaN losses; the caller reports it.
+#include "../common/buffer.h"
 #include "../common/element_type.h"
 #include "../common/obs_row.h"
 #include "../common/obs_weights.h"

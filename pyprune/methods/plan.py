@@ -222,6 +222,7 @@ def _statistics(inputs: int, outputs: int) -> int:
 def _solver(inputs: int, outputs: int) -> int:
     # Float64 matrices alive at the peak. Square: gram, its symmetric form, damped, factor, inverse, and two
     # temporaries. Rectangular: cross, right side, rectified, pruned, order, loss and two temporaries. A growing
-    # factor per thread in exact OBS is at most square. What kernels keep between calls is bounded.
-    matrices = 8 * (7 * inputs * inputs + 8 * inputs * outputs + backends.threads() * inputs * inputs)
+    # factor per thread in exact OBS, by rows and by columns, is at most square. What kernels keep between calls is
+    # bounded.
+    matrices = 8 * (7 * inputs * inputs + 8 * inputs * outputs + 2 * backends.threads() * inputs * inputs)
     return matrices + backends.scratch_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from problems import features, gram_of
-from tolerances import GREEDY, SOLVE, relative
+from tolerances import GREEDY, OTHER_CHOICES, SAME_CHOICE, SOLVE, relative
 
 import pyprune
 from pyprune import NM, Block, LayerProblem, Unstructured, ops, solve, solvers
@@ -109,6 +109,18 @@ def test_obs_ends_in_its_own_refit(pattern, generator):
     refit = solve(problem, pattern, "obs", refit=True)
     assert torch.equal(found.mask, refit.mask)
     assert relative(found.weight, refit.weight) <= GREEDY
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("correlated", torch.float32), ("deficient", torch.float64)])
+def test_obs_chooses_in_float32_where_that_suffices(kind, dtype, generator):
+    problem, _ = make(64, 96, generator=generator, kind=kind, dtype=torch.float64)
+    factor = problem.factorise(1e-6)
+    assert factor.reverse.dtype == dtype
+    exact, _, _ = ops.obs(factor.inverse, problem.start(1e-6), 48)
+    found = solve(problem, Unstructured(0.5), "obs", damping=1e-6)
+    assert found.error <= problem.error(exact) * (1 + OTHER_CHOICES)
+    refit = solve(problem, Unstructured(0.5), "obs", damping=1e-6, refit=True)
+    assert found.error <= refit.error * (1 + SAME_CHOICE)
 
 
 @pytest.mark.parametrize("solver", ["magnitude", "wanda", "sparsegpt"])
