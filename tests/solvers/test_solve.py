@@ -120,7 +120,8 @@ def test_obs_chooses_in_float32_where_that_suffices(kind, dtype, generator):
     found = solve(problem, Unstructured(0.5), "obs", damping=1e-6)
     assert found.error <= problem.error(exact) * (1 + OTHER_CHOICES)
     refit = solve(problem, Unstructured(0.5), "obs", damping=1e-6, refit=True)
-    assert found.error <= refit.error * (1 + SAME_CHOICE)
+    # An error is a part of the target's energy: below float64's last digit of that there is nothing to compare.
+    assert found.error <= refit.error * (1 + SAME_CHOICE) + 1e-16
 
 
 @pytest.mark.parametrize("solver", ["magnitude", "wanda", "sparsegpt"])
