@@ -312,7 +312,6 @@ PYBIND11_MODULE(_C, module) {
     py::class_<bound::Memory>(module, "Memory", py::buffer_protocol())
         .def(py::init<size_t>())
         .def_buffer(&bound::Memory::info);
-    module.def("drop_memory", &pyprune::drop_scratch);
     module.def("gram", &bound::gram);
     module.def("cross_gram", &bound::cross_gram);
     module.def("matmul", &bound::matmul);

@@ -16,12 +16,6 @@ namespace pyprune {
 namespace PYPRUNE_ISA {
 
 template <class Real>
-struct Lanes {
-    typedef typename std::conditional<sizeof(Real) == 4, int32_t, int64_t>::type Index;
-    typedef Index Indices __attribute__((vector_size(kVectorBytes)));
-};
-
-template <class Real>
 inline typename Simd<Real>::Vector smaller(typename Simd<Real>::Vector a, typename Simd<Real>::Vector b) {
     return a < b ? a : b;
 }

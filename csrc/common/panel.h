@@ -26,6 +26,19 @@ inline int64_t panels(int64_t columns, int64_t width) {
     return (columns + width - 1) / width;
 }
 
+// Tile number `tile` of those on and above the diagonal of a square of `count` x `count` tiles, row by row.
+struct UpperTile {
+    int64_t row = 0, column;
+
+    UpperTile(int64_t tile, int64_t count) : column(tile) {
+        for (; column >= count - row; ++row) column -= count - row;
+        column += row;
+    }
+};
+inline int64_t upper_tiles(int64_t count) {
+    return count * (count + 1) / 2;
+}
+
 // Copy `depth` rows of `width` <= kPanel columns (row stride `stride`) into a zero-padded panel.
 template <class Real, class Source>
 inline void pack_panel(Real* panel, const Source* source, int64_t depth, int64_t stride, int64_t width) {

@@ -90,14 +90,4 @@ void give_scratch(void* memory, size_t bytes) noexcept {
     std::free(memory);
 }
 
-size_t drop_scratch() noexcept {
-    Pool& shared = pool();
-    const std::lock_guard<std::mutex> guard(shared.lock);
-    for (const auto& block : shared.blocks) std::free(block.second);
-    shared.blocks.clear();
-    const size_t freed = shared.kept;
-    shared.kept = 0;
-    return freed;
-}
-
 }  // namespace pyprune

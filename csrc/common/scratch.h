@@ -17,7 +17,4 @@ void* take_scratch(size_t bytes);
 /// Give back what take_scratch returned for the same number of bytes. Null is allowed.
 void give_scratch(void* memory, size_t bytes) noexcept;
 
-/// Return everything kept to the system; what is in use stays. Returns the bytes that were freed.
-size_t drop_scratch() noexcept;
-
 }  // namespace pyprune

@@ -49,14 +49,19 @@ struct Simd {
     static inline Vector broadcast(Real value) { return value - Vector{}; }
 };
 
+// Whole numbers as wide as `Real`, by lane: what shuffles and comparisons take.
+template <class Real>
+struct Lanes {
+    typedef typename std::conditional<sizeof(Real) == 4, int32_t, int64_t>::type Index;
+    typedef Index Indices __attribute__((vector_size(kVectorBytes)));
+};
+
 // Square block in registers, in place: row i becomes column i. log2(lanes) stages of two-source shuffles.
 template <class Real, int apart = Simd<Real>::lanes / 2>
 inline __attribute__((always_inline)) void transpose(typename Simd<Real>::Vector (&row)[Simd<Real>::lanes]) {
     constexpr int lanes = Simd<Real>::lanes;
     if constexpr (apart > 0) {
-        typedef typename std::conditional<sizeof(Real) == 4, int32_t, int64_t>::type Index;
-        typedef Index Indices __attribute__((vector_size(kVectorBytes)));
-        Indices upper{}, lower{};
+        typename Lanes<Real>::Indices upper{}, lower{};
         for (int lane = 0; lane < lanes; ++lane) {
             upper[lane] = lane & apart ? lanes + lane - apart : lane;
             lower[lane] = lane & apart ? lanes + lane : lane + apart;

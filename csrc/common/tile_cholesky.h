@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Cholesky factor and its inverse of one diagonal block of kPanel x kPanel, the sequential heart of every blocked
 // factorisation here. A block is kTileVectors² squares of lanes x lanes: squares are factored and inverted in registers,
-// row by row with broadcasts, and multiplied a row of vectors at a time. About 6,000 cycles for 48 x 48 in float32, where
-// plain loops took 50,000.
+// row by row with broadcasts, and multiplied a row of vectors at a time. Plain loops here cost a 384 x 384 float64
+// factorisation nearly half of its time (0.60 ms with them, 0.33 ms with this).
 #pragma once
 
 #include "panel.h"

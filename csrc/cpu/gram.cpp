@@ -36,7 +36,7 @@ void gram_of(double* out, const Element* x, int64_t tokens, int64_t columns, int
              int threads) {
     using Panels = TokenPanels<Element>;
     constexpr int64_t width = Panels::width;
-    const int64_t count = panels(columns, width), tiles = count * (count + 1) / 2;
+    const int64_t count = panels(columns, width), tiles = upper_tiles(count);
     const int64_t size = Panels::size(std::min(tokens, kChunk));
     Buffer<typename Panels::Real> packed(static_cast<size_t>(count * size));
     Buffer<int64_t> rows(static_cast<size_t>(std::min(tokens, kChunk)));
@@ -50,9 +50,8 @@ void gram_of(double* out, const Element* x, int64_t tokens, int64_t columns, int
                              std::min(width, columns - p * width));
 #pragma omp for schedule(dynamic, 1)
             for (int64_t tile = 0; tile < tiles; ++tile) {
-                int64_t i = 0, j = tile;  // the tiles on and above the diagonal, row by row
-                for (; j >= count - i; ++i) j -= count - i;
-                j += i;
+                const UpperTile at(tile, count);
+                const int64_t i = at.row, j = at.column;
                 Panels::multiply(out + i * width * columns + j * width, columns, packed.data() + i * size,
                                  packed.data() + j * size, used, std::min(width, columns - i * width),
                                  std::min(width, columns - j * width));

@@ -14,7 +14,7 @@
 // row's energy x·c takes its place.
 // float32 with float64 dot products; bits do not depend on the number of threads.
 #include "../common/element_type.h"
-#include "../common/panel.h"
+#include "../common/packed_matrix.h"
 
 #include <cmath>
 #include <memory>
@@ -29,28 +29,6 @@ namespace PYPRUNE_ISA {
 namespace {
 
 constexpr int64_t kRows = 48;
-
-class Packed {
-  public:
-    Packed(const float* matrix, int64_t k, int threads)
-        : k_(k), data_(static_cast<size_t>(matrix == nullptr ? 0 : panels(k, kPanel<float>) * k * kPanel<float>)) {
-        if (matrix == nullptr) return;
-#pragma omp parallel for schedule(static) num_threads(threads)
-        for (int64_t p = 0; p < panels(k, kPanel<float>); ++p)
-            pack_panel(data_.data() + p * k * kPanel<float>, matrix + p * kPanel<float>, k, k,
-                       std::min<int64_t>(kPanel<float>, k - p * kPanel<float>));
-    }
-
-    void multiply(float* out, const float* left, int64_t rows) {
-        for (int64_t p = 0; p < panels(k_, kPanel<float>); ++p)
-            tile_product(out + p * kPanel<float>, k_, RowsLeft<float>{left, k_}, data_.data() + p * k_ * kPanel<float>,
-                         k_, rows, std::min<int64_t>(kPanel<float>, k_ - p * kPanel<float>), 0.0f, 1.0f);
-    }
-
-  private:
-    int64_t k_;
-    Buffer<float> data_;
-};
 
 double dot(const float* a, const float* b, int64_t n) {
     constexpr int64_t lanes = 16;  // float32 chains of n/16 would do less well than float64 ones
@@ -142,14 +120,14 @@ class LowRank {
 
 // The preconditioners to choose from; all null: the unit diagonal itself.
 struct Preconditioner {
-    Packed* inverse;
+    PackedMatrix<float>* inverse;
     const float *basis, *inverse_diagonal;
     int64_t rank;
 };
 
 class Chunk {
   public:
-    Chunk(Packed& system, const Preconditioner& precondition, int64_t k)
+    Chunk(PackedMatrix<float>& system, const Preconditioner& precondition, int64_t k)
         : system_(system), inverse_(precondition.inverse),
           low_rank_(precondition.basis, precondition.inverse_diagonal, precondition.rank, k, kRows),
           ranked_(precondition.basis != nullptr), k_(k), residual_(static_cast<size_t>(kRows * k)),
@@ -248,8 +226,8 @@ class Chunk {
         return std::max(sum, 0.0);
     }
 
-    Packed& system_;
-    Packed* inverse_;
+    PackedMatrix<float>& system_;
+    PackedMatrix<float>* inverse_;
     LowRank low_rank_;
     bool ranked_;
     int64_t k_;
@@ -263,7 +241,7 @@ void masked_cg(float* x, double* worth, const float* system, const float* invers
                const float* inverse_diagonal, int64_t rank, const float* target, const float* dense,
                const uint8_t* mask, int64_t rows, int64_t columns, int64_t steps, double tolerance, int threads) {
     if (rows == 0 || columns == 0) return;
-    Packed packed(system, columns, threads), second(inverse, columns, threads);
+    PackedMatrix<float> packed(system, columns, threads), second(inverse, columns, threads);
     const Preconditioner precondition = {inverse == nullptr ? nullptr : &second, basis, inverse_diagonal, rank};
     const int64_t chunks = (rows + kRows - 1) / kRows;
     threads = static_cast<int>(std::min<int64_t>(threads, chunks));

@@ -12,6 +12,7 @@
 // status[row] = 0, or 1 + the pivot (in the order of the support) where the system is singular; the row is then zero.
 // Rows are independent: bits do not depend on the number of threads.
 #include "../common/element_type.h"
+#include "../common/packed_matrix.h"
 #include "../common/panel_cholesky.h"
 
 #include <memory>
@@ -27,31 +28,6 @@ namespace {
 
 constexpr int64_t kMostRefinements = 6;
 constexpr int64_t kChunkBytes = int64_t(64) << 20;
-
-// A matrix [k][k] as panels for the right side of a product.
-template <class Real>
-class Panels {
-  public:
-    Panels(const double* matrix, int64_t k, int threads)
-        : k_(k), data_(static_cast<size_t>(matrix == nullptr ? 0 : panels(k, kPanel<Real>) * k * kPanel<Real>)) {
-        if (matrix == nullptr) return;
-#pragma omp parallel for schedule(static) num_threads(threads)
-        for (int64_t p = 0; p < panels(k, kPanel<Real>); ++p)
-            pack_panel(data_.data() + p * k * kPanel<Real>, matrix + p * kPanel<Real>, k, k,
-                       std::min<int64_t>(kPanel<Real>, k - p * kPanel<Real>));
-    }
-
-    // out[rows][k] = add · out + sign · left[rows][k] · matrix
-    void multiply(Real* out, const Real* left, int64_t rows, Real add, Real sign) {
-        for (int64_t p = 0; p < panels(k_, kPanel<Real>); ++p)
-            tile_product(out + p * kPanel<Real>, k_, RowsLeft<Real>{left, k_}, data_.data() + p * k_ * kPanel<Real>, k_,
-                         rows, std::min<int64_t>(kPanel<Real>, k_ - p * kPanel<Real>), add, sign);
-    }
-
-  private:
-    int64_t k_;
-    Buffer<Real> data_;
-};
 
 struct Problem {
     const double *system, *target, *inverse;
@@ -84,7 +60,8 @@ class Chunk {
         return std::max<int64_t>(1, std::min<int64_t>(24, kChunkBytes / std::max<int64_t>(bytes, 1)));
     }
 
-    Chunk(const Problem& problem, Panels<double>& system, Panels<float>& inverse, int64_t rows, int64_t side)
+    Chunk(const Problem& problem, PackedMatrix<double>& system, PackedMatrix<float>& inverse, int64_t rows,
+          int64_t side)
         : p_(problem), system_(system), inverse_(inverse), slot_(Single::factor_size(side)),
           factors_(static_cast<size_t>(rows) * slot_), scratch_(Single::scratch_size(side)),
           rhs_(static_cast<size_t>(Single::padded_size(side))), single_(area(rows)), dense_(area(rows)),
@@ -151,7 +128,7 @@ class Chunk {
                 single_[r * k + j] = mask[j] ? static_cast<float>(residual_[r * k + j]) : 0.0f;
             dense |= state_[r].open && state_[r].complement;
         }
-        if (dense) inverse_.multiply(dense_.data(), single_.data(), count, 0.0f, 1.0f);
+        if (dense) inverse_.multiply(dense_.data(), single_.data(), count);
         for (int64_t r = 0; r < count; ++r) {
             State& state = state_[r];
             if (!state.open) continue;
@@ -209,8 +186,8 @@ class Chunk {
     }
 
     const Problem& p_;
-    Panels<double>& system_;
-    Panels<float>& inverse_;
+    PackedMatrix<double>& system_;
+    PackedMatrix<float>& inverse_;
     size_t slot_;
     int64_t first_ = 0;
     Buffer<float> factors_, scratch_, rhs_, single_, dense_;
@@ -287,8 +264,8 @@ void masked_lstsq(double* solution, int64_t* status, const double* system, const
         for (int64_t j = 0; j < columns; ++j) kept += mask[row * columns + j] != 0;
         side = std::max(side, problem.side(kept));
     }
-    Panels<double> system_panels(system, columns, threads);
-    Panels<float> inverse_panels(inverse, columns, threads);
+    PackedMatrix<double> system_panels(system, columns, threads);
+    PackedMatrix<float> inverse_panels(inverse, columns, threads);
     const int64_t height = std::min(Chunk::rows_for(side), (rows + threads - 1) / threads);
     const int64_t chunks = (rows + height - 1) / height;
     threads = static_cast<int>(std::min<int64_t>(threads, chunks));

@@ -35,8 +35,8 @@ void select_by_rank(uint8_t* mask, const Real* scores, int64_t of, int64_t keep)
 template <class Real>
 void select_in_registers(uint8_t* mask, const Real* scores, int64_t of, int64_t keep) {
     using S = Simd<Real>;
-    typedef typename std::conditional<sizeof(Real) == 4, int32_t, int64_t>::type Index;
-    typedef Index Indices __attribute__((vector_size(kVectorBytes)));
+    using Index = typename Lanes<Real>::Index;
+    using Indices = typename Lanes<Real>::Indices;
     const typename S::Vector own = S::load(scores);
     Indices lane, before{};
     for (int l = 0; l < S::lanes; ++l) lane[l] = static_cast<Index>(l);

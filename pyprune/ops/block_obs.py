@@ -78,15 +78,7 @@ def block_obs(
 
 
 def _check(inverse: Tensor, weight: Tensor, count: int | Tensor, height: int, width: int) -> Tensor:
-    library.check_float("block_obs", inverse=inverse, weight=weight)
-    if weight.dim() != 2 or tuple(inverse.shape) != (weight.shape[1], weight.shape[1]):
-        raise InputError(
-            "block_obs: shapes do not fit",
-            asked="inverse [k, k] and weight [rows, k]",
-            seen=f"inverse {list(inverse.shape)}, weight {list(weight.shape)}",
-        )
-    library.check_same_device("block_obs", inverse, weight)
-    library.reject_autograd("block_obs", inverse, weight)
+    library.check_inverse("block_obs", inverse, weight)
     rows, features = weight.shape
     if height < 1 or width < 1 or rows % height or features % width:
         raise InputError(

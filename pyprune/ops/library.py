@@ -78,6 +78,19 @@ def check_same_device(op: str, *tensors: Tensor | None) -> None:
         raise InputError(f"{op}: tensors lie on different devices", seen=", ".join(sorted(map(str, devices))))
 
 
+def check_inverse(op: str, inverse: Tensor, weight: Tensor) -> None:
+    """Raise :class:`InputError` unless these are ``[k, k]`` and ``[rows, k]``, on one device, without a gradient."""
+    check_float(op, inverse=inverse, weight=weight)
+    if weight.dim() != 2 or tuple(inverse.shape) != (weight.shape[1], weight.shape[1]):
+        raise InputError(
+            f"{op}: shapes do not fit",
+            asked="inverse [k, k] and weight [rows, k]",
+            seen=f"inverse {list(inverse.shape)}, weight {list(weight.shape)}",
+        )
+    check_same_device(op, inverse, weight)
+    reject_autograd(op, inverse, weight)
+
+
 def flatten_tokens(op: str, name: str, tensor: Tensor) -> Tensor:
     """View ``[..., features]`` as ``[tokens, features]`` with contiguous rows."""
     if tensor.dim() < 1:

@@ -82,15 +82,7 @@ def obs(
 
 
 def _check(inverse: Tensor, weight: Tensor, count: int | Tensor, keep: int, of: int) -> Tensor:
-    library.check_float("obs", inverse=inverse, weight=weight)
-    if weight.dim() != 2 or tuple(inverse.shape) != (weight.shape[1], weight.shape[1]):
-        raise InputError(
-            "obs: shapes do not fit",
-            asked="inverse [k, k] and weight [rows, k]",
-            seen=f"inverse {list(inverse.shape)}, weight {list(weight.shape)}",
-        )
-    library.check_same_device("obs", inverse, weight)
-    library.reject_autograd("obs", inverse, weight)
+    library.check_inverse("obs", inverse, weight)
     rows, features = weight.shape
     counts = torch.as_tensor(count, dtype=torch.int64, device=weight.device).expand(rows).contiguous()
     if of < 0 or (of and (features % of or not 0 <= keep <= of)):

@@ -59,7 +59,7 @@ def check_scores(op: str, scores: Tensor) -> None:
     if scores.dim() != 2:
         raise InputError(f"{op}: scores must be a matrix", seen=str(list(scores.shape)))
     library.reject_autograd(op, scores)
-    if scores.numel() and bool(torch.isnan(scores.aminmax().min)):  # a NaN wins; ten times faster than isnan().any()
+    if scores.numel() and bool(torch.isnan(scores.aminmax().min)):  # a NaN wins there
         raise NumericsError(
             f"{op}: scores contain NaN", hint="check the weights and the calibration statistics for NaN or inf"
         )
