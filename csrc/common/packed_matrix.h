@@ -9,7 +9,7 @@ namespace PYPRUNE_ISA {
 
 template <class Real>
 class PackedMatrix {
-    static constexpr int64_t width = kPanel<Real>;
+    static constexpr int64_t width = kPanel<Real>, kPanelGroup = 8, kRowsAtOnce = 48;
 
   public:
     // matrix [k, k], row-major; null: nothing is packed, and nothing may be multiplied.
@@ -22,11 +22,18 @@ class PackedMatrix {
             pack_panel(data_.data() + p * k * width, matrix + p * width, k, k, std::min(width, k - p * width));
     }
 
-    // out[rows][k] = add · out + sign · left[rows][k] · matrix, by the calling thread.
+    // out[rows][k] = add · out + sign · left[rows][k] · matrix, by the calling thread. A group of panels stays in the
+    // second-level cache while the rows pass by, and one of them in the first while kRowsAtOnce do.
     void multiply(Real* out, const Real* left, int64_t rows, Real add = Real(0), Real sign = Real(1)) {
-        for (int64_t p = 0; p < panels(k_, width); ++p)
-            tile_product(out + p * width, k_, RowsLeft<Real>{left, k_}, data_.data() + p * k_ * width, k_, rows,
-                         std::min(width, k_ - p * width), add, sign);
+        const int64_t count = panels(k_, width);
+        for (int64_t group = 0; group < count; group += kPanelGroup)
+            for (int64_t first = 0; first < k_; first += kDepth<Real>)
+                for (int64_t row = 0; row < rows; row += kRowsAtOnce)
+                    for (int64_t p = group; p < std::min(count, group + kPanelGroup); ++p)
+                        tile_product(out + row * k_ + p * width, k_, RowsLeft<Real>{left + row * k_ + first, k_},
+                                     data_.data() + (p * k_ + first) * width, std::min(kDepth<Real>, k_ - first),
+                                     std::min(kRowsAtOnce, rows - row), std::min(width, k_ - p * width),
+                                     first == 0 ? add : Real(1), sign);
     }
 
   private:

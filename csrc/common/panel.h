@@ -20,6 +20,9 @@ namespace PYPRUNE_ISA {
 // Columns of a panel: a multiple of both sides of the micro-tile for every instruction set.
 template <class Real>
 constexpr int kPanel = kTileVectors * Simd<Real>::lanes;
+// Depth to go through at a time, so that this part of a panel stays in the first-level cache while rows pass by.
+template <class Real>
+constexpr int64_t kDepth = kPanelBytes / (kPanel<Real> * static_cast<int64_t>(sizeof(Real))) / 8 * 8;
 static_assert(kPanel<float> % kTileRows == 0 && kPanel<double> % kTileRows == 0, "tile must divide panel");
 
 inline int64_t panels(int64_t columns, int64_t width) {
@@ -101,6 +104,24 @@ inline __attribute__((always_inline)) void store_whole(Real* out, int64_t stride
             S::store(place, add == Real(0) ? value : S::load(place) + value);
         }
 }
+// The same from sums in float32 to a matrix in float64.
+inline __attribute__((always_inline)) void store_whole(double* out, int64_t stride, const Tile<float>& tile, double add,
+                                                       double sign) {
+    constexpr int half = Simd<double>::lanes;
+    typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+    alignas(64) float lines[kTileRows][kPanel<float>];
+    for (int row = 0; row < kTileRows; ++row)
+        for (int v = 0; v < kTileVectors; ++v)
+            Simd<float>::store(lines[row] + v * Simd<float>::lanes, tile.sum[row][v]);
+    for (int row = 0; row < kTileRows; ++row)
+        for (int v = 0; v < 2 * kTileVectors; ++v) {
+            Half narrow;
+            std::memcpy(&narrow, lines[row] + v * half, sizeof(narrow));
+            double* place = out + row * stride + v * half;
+            const auto value = __builtin_convertvector(narrow, Simd<double>::Vector) * Simd<double>::broadcast(sign);
+            Simd<double>::store(place, add == 0.0 ? value : Simd<double>::load(place) + value);
+        }
+}
 template <int used, class Real, class Out>
 inline __attribute__((always_inline)) void store_part(Out* out, int64_t stride, const Tile<Real>& tile, int64_t rows,
                                                       int64_t columns, Out add, Out sign) {
@@ -119,7 +140,7 @@ inline __attribute__((always_inline)) void one_tile(Out* out, int64_t stride, Le
                                                     int64_t depth, int64_t rows, int64_t columns, Out add, Out sign) {
     Tile<Real> tile;
     micro_tile<used>(tile, left, right, depth);
-    if constexpr (used == kTileRows && std::is_same<Real, Out>::value)
+    if constexpr (used == kTileRows)
         if (rows == kTileRows && columns == kPanel<Real>) return store_whole(out, stride, tile, add, sign);
     if (columns == kPanel<Real>)
         store_part<used>(out, stride, tile, rows, kPanel<Real>, add, sign);  // a constant the compiler can unroll

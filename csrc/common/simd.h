@@ -21,18 +21,23 @@ namespace PYPRUNE_ISA {
 constexpr int kVectorBytes = 64;
 constexpr int kTileRows = 8;     // rows of accumulators in the micro-kernel: 8 x 3 of 32 registers
 constexpr int kTileVectors = 3;  // vectors per accumulator row
+constexpr int kPanelBytes =
+    96 << 10;  // of a panel in use: half of the second-level cache hands on as fast as the first
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
 constexpr int kTileRows = 4;  // 4 x 3 of 16 registers
 constexpr int kTileVectors = 3;
+constexpr int kPanelBytes = 24 << 10;
 #elif defined(__aarch64__)
 constexpr int kVectorBytes = 16;
 constexpr int kTileRows = 4;  // 4 x 4 of 32 registers
 constexpr int kTileVectors = 4;
+constexpr int kPanelBytes = 24 << 10;
 #else
 constexpr int kVectorBytes = 16;
 constexpr int kTileRows = 2;  // 2 x 4 of 16 registers
 constexpr int kTileVectors = 4;
+constexpr int kPanelBytes = 24 << 10;
 #endif
 
 template <class Real>

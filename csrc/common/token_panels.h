@@ -14,7 +14,8 @@ namespace pyprune {
 namespace PYPRUNE_ISA {
 
 // Tokens whose products are summed in the working precision before they are added to the float64 result.
-constexpr int64_t kChain = 256;
+// Two panels of a chain fit the first-level cache.
+constexpr int64_t kChain = kVectorBytes == 64 ? 256 : 128;
 // Tokens packed between two barriers.
 constexpr int64_t kChunk = 8 * kChain;
 

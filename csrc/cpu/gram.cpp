@@ -19,6 +19,8 @@ namespace pyprune {
 namespace PYPRUNE_ISA {
 namespace {
 
+constexpr int64_t kPacked = 32;  // tokens packed at a time; even, since bfloat16 goes in pairs
+
 // Lower triangle of out[k][k] := upper triangle, in square blocks that fit the cache.
 void mirror(double* out, int64_t columns, int threads) {
     constexpr int64_t side = 8;  // a cache line: rows k apart may all fall into one set of the cache
@@ -45,9 +47,10 @@ void gram_of(double* out, const Element* x, int64_t tokens, int64_t columns, int
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for schedule(static)
-            for (int64_t p = 0; p < count; ++p)
-                Panels::pack(packed.data() + p * size, x, stride, rows.data(), used, p * width,
-                             std::min(width, columns - p * width));
+            for (int64_t token = 0; token < used; token += kPacked)  // rows of x are read as they lie
+                for (int64_t p = 0; p < count; ++p)
+                    Panels::pack(packed.data() + p * size + Panels::size(token), x, stride, rows.data() + token,
+                                 std::min(kPacked, used - token), p * width, std::min(width, columns - p * width));
 #pragma omp for schedule(dynamic, 1)
             for (int64_t tile = 0; tile < tiles; ++tile) {
                 const UpperTile at(tile, count);

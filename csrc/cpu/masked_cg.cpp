@@ -5,7 +5,7 @@
 //   directions with H are one packed multiplication (panel.h), everything else stays in the cache; a chunk stops when
 //   all its rows have, and rows that have stopped take no part in the product. H should have a unit diagonal, which is
 //   the preconditioner; or H ≈ BᵀB + D with a few rows of B, inverted on each row's support, which halves the steps for
-//   next to nothing; or a matrix M such as (H + ρI)⁻¹, which saves as many and costs another product a step.
+//   a third of a product once and little a step; or a matrix M such as (H + ρI)⁻¹, which saves as many and costs another product a step.
 // FLOPs: 2 rows k² a step, twice that with M. Memory: H and M packed once and read once per chunk and step; four arrays
 //   of chunk x k per thread.
 // x is where to start and what is returned; it must be zero outside the mask. worth[row] is what the last step gained,
@@ -14,6 +14,7 @@
 // row's energy x·c takes its place.
 // float32 with float64 dot products; bits do not depend on the number of threads.
 #include "../common/element_type.h"
+#include "../common/masked.h"
 #include "../common/packed_matrix.h"
 
 #include <cmath>
@@ -28,7 +29,7 @@ namespace pyprune {
 namespace PYPRUNE_ISA {
 namespace {
 
-constexpr int64_t kRows = 48;
+constexpr int64_t kRows = 96;  // enough that the system, read once for them, does not limit the product
 
 double dot(const float* a, const float* b, int64_t n) {
     constexpr int64_t lanes = 16;  // float32 chains of n/16 would do less well than float64 ones
@@ -42,30 +43,74 @@ double dot(const float* a, const float* b, int64_t n) {
     return total;
 }
 
-// Entries outside the mask become zero.
-void restrict_to(float* values, const uint8_t* mask, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) values[i] = mask[i] ? values[i] : 0.0f;
-}
-
-// H ≈ BᵀB + D with `rank` rows of B: on a row's support its inverse costs no product,
-// (D + BᵀB)⁻¹ r = e∘(r − Bᵀ C⁻¹ B (e∘r)), e = mask / D, C = I + B diag(e) Bᵀ (Woodbury).
+// H ≈ BᵀB + D with `rank` rows of B: on a row's support its inverse costs no product with H,
+// (D + BᵀB)⁻¹ r = e∘(r − Bᵀ C⁻¹ B (e∘r)), e = mask / D, C = I + B diag(e) Bᵀ (Woodbury). For a chunk of rows all of it is
+// three products: of the e with the columns B_a∘B_b, which gives the C; of e∘r with Bᵀ; and of what C⁻¹ made of it with B.
 class LowRank {
+    static constexpr int64_t width = kPanel<float>;
+
   public:
     LowRank(const float* basis, const float* inverse_diagonal, int64_t rank, int64_t k, int64_t rows)
-        : basis_(basis), inverse_diagonal_(inverse_diagonal), rank_(rank), k_(k),
-          core_(static_cast<size_t>(rows * rank * rank)), line_(static_cast<size_t>(2 * k)),
-          small_(static_cast<size_t>(2 * rank)) {}
+        : basis_(basis), inverse_diagonal_(inverse_diagonal), rank_(rank), padded_(panels(rank, width) * width), k_(k),
+          core_(static_cast<size_t>(rows * rank * rank)), scaled_(static_cast<size_t>(rank == 0 ? 0 : rows * k)),
+          small_(static_cast<size_t>(rows * padded_)), line_(static_cast<size_t>(rank)),
+          columns_(static_cast<size_t>(rank == 0 ? 0 : k * width)), right_(static_cast<size_t>(padded_ * k)),
+          down_(static_cast<size_t>(panels(k, width) * width * rank)) {
+        for (int64_t p = 0; p < padded_; p += width)  // Bᵀ and B, packed
+            for (int64_t j = 0; j < k; ++j)
+                for (int64_t a = 0; a < width; ++a)
+                    right_[p * k + j * width + a] = p + a < rank ? basis[(p + a) * k + j] : 0.0f;
+        for (int64_t p = 0; p * width < k && rank > 0; ++p)
+            pack_panel(down_.data() + p * width * rank, basis + p * width, rank, k, std::min(width, k - p * width));
+    }
 
-    void prepare(int64_t r, const uint8_t* mask) {
-        float *weight = line_.data(), *scaled = weight + k_;
-        double* core = core_.data() + r * rank_ * rank_;
-        for (int64_t j = 0; j < k_; ++j) weight[j] = mask[j] ? inverse_diagonal_[j] : 0.0f;
-        for (int64_t a = 0; a < rank_; ++a) {
-            for (int64_t j = 0; j < k_; ++j) scaled[j] = weight[j] * basis_[a * k_ + j];
-            for (int64_t b = a; b < rank_; ++b)
-                core[a * rank_ + b] = quick_dot(scaled, basis_ + b * k_, k_) + (a == b ? 1.0 : 0.0);
+    // The factors of C of every row.
+    void prepare(const uint8_t* mask, int64_t rows) {
+        for (int64_t r = 0; r < rows; ++r) keep_only(scaled_.data() + r * k_, inverse_diagonal_, mask + r * k_, k_);
+        const int64_t pairs = upper_tiles(rank_);
+        for (int64_t first = 0; first < pairs; first += width) {
+            const int64_t count = std::min(width, pairs - first);
+            const float *left[width], *right[width];
+            for (int64_t c = 0; c < count; ++c) {
+                const UpperTile pair(first + c, rank_);
+                left[c] = basis_ + pair.row * k_;
+                right[c] = basis_ + pair.column * k_;
+            }
+            for (int64_t j = 0; j < k_; ++j)
+                for (int64_t c = 0; c < width; ++c)
+                    columns_[j * width + c] = c < count ? left[c][j] * right[c][j] : 0.0f;
+            tile_product(small_.data(), width, RowsLeft<float>{scaled_.data(), k_}, columns_.data(), k_, rows, width,
+                         0.0f, 1.0f);
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t c = 0; c < count; ++c) {
+                    const UpperTile pair(first + c, rank_);
+                    core_[(r * rank_ + pair.row) * rank_ + pair.column] =
+                        static_cast<double>(small_[r * width + c]) + (pair.row == pair.column ? 1.0 : 0.0);
+                }
         }
-        for (int64_t j = 0; j < rank_; ++j) {  // C = UᵀU, in place; at least the identity, so that it cannot fail
+        for (int64_t r = 0; r < rows; ++r) factor(core_.data() + r * rank_ * rank_);
+    }
+
+    // z := (D + BᵀB)⁻¹ residual on the support, for the `count` rows that `open` names; in z they keep their places.
+    void solve(float* z, const float* residual, const uint8_t* mask, const int64_t* open, int64_t count) {
+        for (int64_t i = 0; i < count; ++i)
+            keep_product(scaled_.data() + i * k_, inverse_diagonal_, residual + open[i] * k_, mask + open[i] * k_, k_);
+        for (int64_t first = 0; first < rank_; first += width)
+            tile_product(small_.data() + first, padded_, RowsLeft<float>{scaled_.data(), k_},
+                         right_.data() + first * k_, k_, count, width, 0.0f, 1.0f);
+        for (int64_t i = 0; i < count; ++i) substitute(small_.data() + i * padded_, open[i]);
+        for (int64_t i = 0; i < count; ++i)
+            std::copy(residual + open[i] * k_, residual + (open[i] + 1) * k_, scaled_.data() + i * k_);
+        for (int64_t p = 0; p * width < k_; ++p)
+            tile_product(scaled_.data() + p * width, k_, RowsLeft<float>{small_.data(), padded_},
+                         down_.data() + p * width * rank_, rank_, count, std::min(width, k_ - p * width), 1.0f, -1.0f);
+        for (int64_t i = 0; i < count; ++i)
+            keep_product(z + open[i] * k_, inverse_diagonal_, scaled_.data() + i * k_, mask + open[i] * k_, k_);
+    }
+
+  private:
+    void factor(double* core) const {  // C = UᵀU, in place; at least the identity, so that it cannot fail
+        for (int64_t j = 0; j < rank_; ++j) {
             double* row = core + j * rank_;
             const double scale = 1.0 / std::sqrt(row[j]);
             for (int64_t c = j; c < rank_; ++c) row[c] *= scale;
@@ -74,12 +119,10 @@ class LowRank {
         }
     }
 
-    void solve(float* z, const float* residual, const uint8_t* mask, int64_t r) {
+    void substitute(float* values, int64_t r) {
         const double* core = core_.data() + r * rank_ * rank_;
-        double* u = small_.data();
-        float* scaled = line_.data();
-        for (int64_t j = 0; j < k_; ++j) scaled[j] = mask[j] ? inverse_diagonal_[j] * residual[j] : 0.0f;
-        for (int64_t a = 0; a < rank_; ++a) u[a] = quick_dot(basis_ + a * k_, scaled, k_);
+        double* u = line_.data();
+        std::copy(values, values + rank_, u);
         for (int64_t a = 0; a < rank_; ++a) {
             u[a] /= core[a * rank_ + a];
             for (int64_t b = a + 1; b < rank_; ++b) u[b] -= core[a * rank_ + b] * u[a];
@@ -88,34 +131,15 @@ class LowRank {
             for (int64_t b = a + 1; b < rank_; ++b) u[a] -= core[a * rank_ + b] * u[b];
             u[a] /= core[a * rank_ + a];
         }
-        std::copy(residual, residual + k_, z);
-        for (int64_t a = 0; a < rank_; ++a) {
-            const float* row = basis_ + a * k_;
-            const float scale = static_cast<float>(u[a]);
-            for (int64_t j = 0; j < k_; ++j) z[j] -= scale * row[j];
-        }
-        for (int64_t j = 0; j < k_; ++j) z[j] = mask[j] ? z[j] * inverse_diagonal_[j] : 0.0f;
-    }
-
-  private:
-    // float32 chains of n / 64: enough for a preconditioner.
-    static double quick_dot(const float* a, const float* b, int64_t n) {
-        constexpr int64_t lanes = 64;
-        float sum[lanes] = {};
-        int64_t i = 0;
-        for (; i + lanes <= n; i += lanes)
-            for (int64_t l = 0; l < lanes; ++l) sum[l] += a[i + l] * b[i + l];
-        float total = 0.0f;
-        for (; i < n; ++i) total += a[i] * b[i];
-        for (float part : sum) total += part;
-        return static_cast<double>(total);
+        std::copy(u, u + rank_, values);
     }
 
     const float *basis_, *inverse_diagonal_;
-    int64_t rank_, k_;
+    int64_t rank_, padded_, k_;
     Buffer<double> core_;
-    Buffer<float> line_;
-    Buffer<double> small_;
+    Buffer<float> scaled_, small_;
+    Buffer<double> line_;
+    Buffer<float> columns_, right_, down_;
 };
 
 // The preconditioners to choose from; all null: the unit diagonal itself.
@@ -137,80 +161,84 @@ class Chunk {
     void run(float* x, double* worth, const float* target, const float* dense, const uint8_t* mask, int64_t rows,
              int64_t steps, double tolerance) {
         system_.multiply(product_.data(), x, rows);
-        for (int64_t i = 0; i < rows * k_; ++i) residual_[i] = mask[i] ? target[i] - product_[i] : 0.0f;
-        double angle[kRows];  // r·z of each row
-        bool open[kRows];
-        for (int64_t r = 0; ranked_ && r < rows; ++r) low_rank_.prepare(r, mask + r * k_);
-        solve(mask, rows);
-        std::copy(solved_.data(), solved_.data() + rows * k_, direction_.data());
         for (int64_t r = 0; r < rows; ++r) {
-            angle[r] = dot(residual_.data() + r * k_, solved_.data() + r * k_, k_);
+            keep_difference(residual_.data() + r * k_, target + r * k_, product_.data() + r * k_, mask + r * k_, k_);
             loss_[r] =
                 dense == nullptr ? -1.0 : loss(x + r * k_, target + r * k_, dense + r * k_, product_.data() + r * k_);
-            open[r] = angle[r] > 0.0;
             worth[r] = 0.0;
+            open_[r] = r;
         }
-        for (int64_t step = 0; step < steps; ++step) {
-            int64_t count = 0;  // rows that have stopped cost no product
-            for (int64_t r = 0; r < rows; ++r)
-                if (open[r])
-                    std::copy(direction_.data() + r * k_, direction_.data() + (r + 1) * k_,
-                              packed_.data() + count++ * k_);
-            if (count == 0) break;
-            system_.multiply(product_.data(), packed_.data(), count);
-            count = 0;
-            for (int64_t r = 0; r < rows; ++r) {
-                if (!open[r]) continue;
-                float* product = product_.data() + count++ * k_;
-                restrict_to(product, mask + r * k_, k_);
-                open[r] = advance(x + r * k_, target + r * k_, product, r, angle[r], worth[r], tolerance);
-            }
+        count_ = rows;
+        if (ranked_) low_rank_.prepare(mask, rows);
+        solve(mask);
+        std::copy(solved_.data(), solved_.data() + rows * k_, direction_.data());
+        keep_open([&](int64_t r) { return (angle_[r] = dot(line(residual_, r), line(solved_, r), k_)) > 0.0; });
+        for (int64_t step = 0; step < steps && count_ > 0; ++step) {
+            for (int64_t i = 0; i < count_; ++i)
+                std::copy(line(direction_, open_[i]), line(direction_, open_[i] + 1), packed_.data() + i * k_);
+            system_.multiply(product_.data(), packed_.data(), count_);
+            const float* product = product_.data();
+            keep_open([&](int64_t r) {
+                const bool more = advance(x + r * k_, target + r * k_, product, mask + r * k_, r, worth[r], tolerance);
+                product += k_;
+                return more;
+            });
             if (step + 1 == steps) break;
-            solve(mask, rows);
-            for (int64_t r = 0; r < rows; ++r) {
-                if (!open[r]) continue;
-                const float* z = solved_.data() + r * k_;
-                const double next = dot(residual_.data() + r * k_, z, k_);
-                const float turn = static_cast<float>(next / angle[r]);
-                angle[r] = next;
-                open[r] = next > 0.0;
-                float* direction = direction_.data() + r * k_;
+            solve(mask);
+            keep_open([&](int64_t r) {
+                const float* z = line(solved_, r);
+                const double next = dot(line(residual_, r), z, k_);
+                const float turn = static_cast<float>(next / angle_[r]);
+                angle_[r] = next;
+                float* direction = line(direction_, r);
                 for (int64_t j = 0; j < k_; ++j) direction[j] = z[j] + turn * direction[j];
-            }
+                return next > 0.0;
+            });
         }
     }
 
   private:
-    // solved_ := preconditioner of residual_.
-    void solve(const uint8_t* mask, int64_t rows) {
-        if (inverse_ != nullptr) {
-            inverse_->multiply(solved_.data(), residual_.data(), rows);
-            restrict_to(solved_.data(), mask, rows * k_);
-            return;
+    float* line(Buffer<float>& rows, int64_t r) const { return rows.data() + r * k_; }
+
+    // Rows for which `still` is false take part in nothing any more.
+    template <class Condition>
+    void keep_open(Condition still) {
+        int64_t left = 0;
+        for (int64_t i = 0; i < count_; ++i) {
+            const int64_t r = open_[i];
+            if (still(r)) open_[left++] = r;
         }
-        for (int64_t r = 0; r < rows; ++r) {
-            const float* residual = residual_.data() + r * k_;
-            if (ranked_)
-                low_rank_.solve(solved_.data() + r * k_, residual, mask + r * k_, r);
-            else
-                std::copy(residual, residual + k_, solved_.data() + r * k_);
-        }
+        count_ = left;
+    }
+
+    // solved_ := preconditioner of residual_, of the open rows.
+    void solve(const uint8_t* mask) {
+        if (ranked_) return low_rank_.solve(solved_.data(), residual_.data(), mask, open_, count_);
+        for (int64_t i = 0; i < count_; ++i)
+            std::copy(line(residual_, open_[i]), line(residual_, open_[i] + 1),
+                      (inverse_ == nullptr ? solved_ : packed_).data() + (inverse_ == nullptr ? open_[i] : i) * k_);
+        if (inverse_ == nullptr) return;
+        inverse_->multiply(product_.data(), packed_.data(), count_);
+        for (int64_t i = 0; i < count_; ++i)
+            keep_only(line(solved_, open_[i]), product_.data() + i * k_, mask + open_[i] * k_, k_);
     }
 
     // One step along the direction; whether the row wants another.
-    bool advance(float* x, const float* target, const float* product, int64_t r, double angle, double& worth,
+    bool advance(float* x, const float* target, const float* product, const uint8_t* mask, int64_t r, double& worth,
                  double tolerance) {
-        const float* direction = direction_.data() + r * k_;
-        float* residual = residual_.data() + r * k_;
+        const float* direction = line(direction_, r);
+        float* residual = line(residual_, r);
+        // The direction is zero outside the mask, and so is what counts of the product.
         const double curvature = dot(direction, product, k_);
         if (!(curvature > 0.0)) return false;
-        const double length = angle / curvature;
+        const double length = angle_[r] / curvature;
         const float alpha = static_cast<float>(length);
-        for (int64_t j = 0; j < k_; ++j) {
-            x[j] += alpha * direction[j];
-            residual[j] -= alpha * product[j];
-        }
-        const double gain = length * angle;
+        for (int64_t j = 0; j < k_; ++j) x[j] += alpha * direction[j];
+        under_mask<float>(mask, k_, [=](auto kept, int64_t j, auto whole) {
+            const auto left = at(residual + j, whole);
+            put(residual + j, kept ? left - alpha * at(product + j, whole) : left);
+        });
+        const double gain = length * angle_[r];
         if (loss_[r] >= 0.0) loss_[r] = std::max(loss_[r] - gain, 0.0);
         const double whole = loss_[r] >= 0.0 ? loss_[r] : dot(x, target, k_);
         worth = whole > 0.0 ? gain / whole : 0.0;
@@ -231,7 +259,8 @@ class Chunk {
     LowRank low_rank_;
     bool ranked_;
     int64_t k_;
-    double loss_[kRows];
+    double loss_[kRows], angle_[kRows];  // angle: r·z
+    int64_t open_[kRows], count_ = 0;    // rows that have not stopped, in order
     Buffer<float> residual_, direction_, packed_, product_, solved_;
 };
 

@@ -16,7 +16,6 @@ namespace pyprune {
 namespace PYPRUNE_ISA {
 namespace {
 
-constexpr int64_t kDepth = 512;
 constexpr int64_t kGroup = 8;  // panels of b a task goes through
 
 template <class Real>
@@ -37,11 +36,11 @@ void multiply(Real* out, const Real* a, const Real* b, int64_t rows, int64_t dep
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < tasks; ++task) {
             const int64_t row = task / groups * chunk, group = task % groups;
-            for (int64_t k = 0; k == 0 || k < depth; k += kDepth)
+            for (int64_t k = 0; k == 0 || k < depth; k += kDepth<Real>)
                 for (int64_t p = group * kGroup; p < std::min(count, (group + 1) * kGroup); ++p)
                     tile_product(out + row * columns + p * width, columns,
                                  RowsLeft<Real>{a + row * a_stride + k, a_stride},
-                                 packed.data() + (p * depth + k) * width, std::min(kDepth, depth - k),
+                                 packed.data() + (p * depth + k) * width, std::min(kDepth<Real>, depth - k),
                                  std::min(chunk, rows - row), std::min(width, columns - p * width),
                                  k == 0 ? add : Real(1), sign);
         }

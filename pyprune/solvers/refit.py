@@ -13,7 +13,6 @@ from pyprune.solvers.problem import LayerProblem
 from pyprune.solvers.splitting import NaturalMetric
 
 _MOST = 60  # steps
-_RANK = 16
 _PRODUCTS = 10.0  # with the gram, that they usually take
 _DIRECT = 1.3  # how much slower small factors run than one large product
 
@@ -46,22 +45,22 @@ def quick_refit(
     if _direct_pays(mask):
         return refit(problem, mask, damping)
     factor = problem.factorise(damping)
-    dense = problem.start(damping)
     # A unit diagonal, and the few strong directions that real grams have, make the preconditioner.
     scale = (problem.gram.diagonal().clamp(min=0) + factor.ridge).sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
-    target = problem.rhs() + factor.ridge * problem.weight.double()
     change = torch.where(metric.scale > 0, scale / metric.scale, 0.0)
     system = ops.rescale(problem.gram, 1.0 / scale, ridge=factor.ridge, dtype=torch.float32)
+    # The dense optimum solves the damped system, whatever the target: one product gives the right-hand side back.
+    dense = (problem.start(damping) * scale).float()
     found, _ = ops.masked_cg(
         system,
-        target.div_(scale).float(),
+        ops.matmul(dense, system),
         mask,
         point * change.float(),
         steps=_MOST,
         tolerance=gain,
-        basis=leading_part(system, _RANK),
-        dense=(dense * scale).float(),
+        basis=leading_part(system, min(32, max(16, len(system) // 32))),
+        dense=dense,
     )
     weight = found.double().div_(scale)
     return Outcome(_whole_rows_as_they_were(problem, weight, mask, damping), mask, factor)
