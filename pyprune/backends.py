@@ -195,6 +195,24 @@ def operations() -> tuple[str, ...]:
     return tuple(sorted(_TABLE))
 
 
+def peak(dtype: torch.dtype, threads: int, *, rounds: int = 20) -> float:
+    """What the processor's multiply-add units can do at most, FLOP/s: measured, best of ``rounds`` short rounds.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        float32 or float64.
+    threads, rounds : int
+        A round takes about a millisecond.
+
+    Raises
+    ------
+    BackendError
+        The compiled extension is missing.
+    """
+    return float(extension().peak({torch.float32: 0, torch.float64: 3}[dtype], rounds, threads))
+
+
 def describe() -> dict[str, Any]:
     """Everything ``pyprune info`` shows: versions, what was built, what each op uses and why not the rest."""
     from pyprune import __version__
