@@ -60,14 +60,15 @@ class Case:
 
 
 def gram(inputs: Inputs, dtype: torch.dtype) -> Case:
-    x = inputs.x.to(dtype)
+    x, out = inputs.x.to(dtype), torch.zeros_like(inputs.gram)
     tokens, k = x.shape
-    return Case(lambda: ops.gram(x), tokens * k * (k + 1), torch=lambda: x.float().T @ x.float())
+    return Case(lambda: ops.gram(x, out=out), tokens * k * (k + 1), torch=lambda: x.float().T @ x.float())
 
 
 def cross_gram(inputs: Inputs) -> Case:
-    tokens, k = inputs.x.shape
-    return Case(lambda: ops.cross_gram(inputs.x, inputs.x), 2 * tokens * k**2, torch=lambda: inputs.x.T @ inputs.x)
+    x, out = inputs.x, torch.zeros_like(inputs.gram)
+    tokens, k = x.shape
+    return Case(lambda: ops.cross_gram(x, x, out=out), 2 * tokens * k**2, torch=lambda: x.T @ x)
 
 
 def matmul(inputs: Inputs, dtype: torch.dtype) -> Case:
@@ -105,8 +106,10 @@ def masked_cg(inputs: Inputs) -> Case:
 def admm_step(inputs: Inputs) -> Case:
     found = ops.cholesky(inputs.gram, ridge=1.0, inverse=True, dtype=torch.float32)
     assert found.inverse is not None
-    multiplier, state = found.inverse, inputs.dense.clone()
-    return Case(lambda: ops.admm_step(state, inputs.mask, inputs.dense, multiplier), 2 * inputs.columns**3)
+    multiplier, state, previous = found.inverse, inputs.dense.clone(), inputs.dense.clone()
+    return Case(
+        lambda: ops.admm_step(state, inputs.mask, inputs.dense, multiplier, previous=previous), 2 * inputs.columns**3
+    )
 
 
 def sparsegpt(inputs: Inputs) -> Case:

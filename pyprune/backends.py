@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pyprune.errors import BackendError
+from pyprune.errors import BackendError, InputError
 
 ORDER = ("cuda", "triton", "cpp", "reference")
 DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",), "reference": ("cpu", "cuda")}
@@ -209,8 +209,13 @@ def peak(dtype: torch.dtype, threads: int, *, rounds: int = 20) -> float:
     ------
     BackendError
         The compiled extension is missing.
+    InputError
+        Another dtype.
     """
-    return float(extension().peak({torch.float32: 0, torch.float64: 3}[dtype], rounds, threads))
+    types = {torch.float32: 0, torch.float64: 3}
+    if dtype not in types:
+        raise InputError("peak: the dtype must be float32 or float64", seen=str(dtype))
+    return float(extension().peak(types[dtype], rounds, threads))
 
 
 def describe() -> dict[str, Any]:

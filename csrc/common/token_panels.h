@@ -15,8 +15,8 @@ namespace PYPRUNE_ISA {
 
 // Tokens whose products are summed in the working precision before they are added to the float64 result.
 constexpr int64_t kChain = 256;
-// Tokens packed between two barriers.
-constexpr int64_t kChunk = 8 * kChain;
+// Tokens packed between two barriers: few enough that the panels of a row of tiles come from a near cache.
+constexpr int64_t kChunk = 4 * kChain;
 
 // Next tokens to use: fills `rows` with the indices of up to kChunk kept tokens and returns how many; `next`
 // moves on. Dropped tokens are skipped here and never read, so that NaN in padding cannot enter a sum.
