@@ -8,8 +8,8 @@
 //   multiplied as it is where the processor can (two tokens an instruction), with the same error.
 // FLOPs: n k (k + 1), half of X.T @ X. Memory: x read once, panels of 1024·k written and re-read from cache,
 //   the upper half of out read and written n/256 times, the lower half written once.
-//   One core of a Zen 3 (AVX2, peak 100 GFLOP/s), float32: 59 % of the peak at k = 384, 68 % at 768. Packing takes 6 %,
-//   the sums in float64 3 to 7 %; the products themselves run at 66 to 77 %, their panels coming from afar.
+//   One core of a Zen 3 (AVX2, peak 100 GFLOP/s), float32: about 60 % of the peak at k = 384, 68 % at 768; packing takes
+//   4 to 6 % of the time.
 // Determinism: every entry is summed in token order by one thread; bits do not depend on the thread count.
 // Requires `out` symmetric. Tokens with keep == 0 are never read. Any size, including 0.
 #include "../common/element_type.h"
