@@ -112,7 +112,7 @@ def main() -> None:
 
 def rival(report: Report, name: str, layers: Counter[tuple[int, int]], quick: bool) -> None:
     """Extrapolate torch's OBS to the whole model, and compare with the runs that the report has of it."""
-    ours = {case["solver"]: case["seconds"] for case in report.cases if case["model"] == name}
+    ours = {case["solver"]: case["seconds"] for case in report.cases if case["model"] == name and "seconds" in case}
     measured = {columns: torch_obs(columns, quick) for columns in sorted({shape[1] for shape in layers})}
     seconds = sum(
         count * rows * measured[columns]["seconds"] / measured[columns]["rows"]
