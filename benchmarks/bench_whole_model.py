@@ -38,7 +38,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--methods", nargs="+", default=METHODS, help="methods; METHOD:SOLVER or METHOD:SOLVER:SCOPE for another solver"
     )
     parser.add_argument("--patterns", nargs="+", default=PATTERNS, help="sparsities, or N:M")
-    parser.add_argument("--go-on", action="store_true", help="keep the cases of today's file")
 
 
 def pyprune(*command: str) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class Report:
 
     def resume(self) -> list[dict[str, Any]]:
         """Take over the cases of today's file, if there is one, and return them."""
-        if self._path.exists():
+        if self.write_file and self._path.exists():
             self.cases = json.loads(self._path.read_text())["cases"]
         return list(self.cases)
 
@@ -205,6 +205,7 @@ def arguments(
     add(parser)
     parser.add_argument("--rounds", type=int, default=rounds, help="measured rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads for all candidates")
+    parser.add_argument("--go-on", action="store_true", help="keep the cases of today's file and add to them")
     parser.add_argument("--quick", action="store_true", help="small shapes, one round: does it run at all?")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
@@ -212,11 +213,16 @@ def arguments(
         options.rounds, options.no_write = 1, True
     if options.rounds < 1 or options.threads < 1:
         parser.error("--rounds and --threads must be at least 1")
-    torch.set_num_threads(options.threads)
-    os.environ["PYPRUNE_NUM_THREADS"] = str(options.threads)
+    set_threads(options.threads)
     if backends.unavailable("cpp") is not None:
         print("note: no compiled extension, pyprune runs its slow reference", file=sys.stderr)
     return options
+
+
+def set_threads(count: int) -> None:
+    """Threads of torch and of pyprune, from here on."""
+    torch.set_num_threads(count)
+    os.environ["PYPRUNE_NUM_THREADS"] = str(count)
 
 
 def activations(tokens: int, columns: int, *, seed: int = 0) -> torch.Tensor:

@@ -245,6 +245,15 @@ void sparsegpt(uintptr_t weight, int type, uintptr_t mask, uintptr_t factor, uin
                   keep, of, threads);
 }
 
+double peak(int type, int64_t rounds, int threads) {
+    require(type == 0 || type == 3, "the peak is that of float32 or float64");
+    require(rounds >= 1, "rounds must be at least 1");
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    return run.peak(element(type), rounds, threads);
+}
+
 // Memory for a tensor, from the pool the kernels share and back to it; torch reads it through the buffer protocol.
 class Memory {
   public:
@@ -326,6 +335,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("obs", &bound::obs);
     module.def("sparsegpt", &bound::sparsegpt);
     module.def("block_obs", &bound::block_obs);
+    module.def("peak", &bound::peak);
 #if defined(PYPRUNE_HAS_CUDA)
     module.def("gram_cuda", &bound::gram_cuda);
     module.def("cuda_problem", &bound::cuda_problem);

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pyprune.errors import BackendError
+from pyprune.errors import BackendError, InputError
 
 ORDER = ("cuda", "triton", "cpp", "reference")
 DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",), "reference": ("cpu", "cuda")}
@@ -193,6 +193,29 @@ def operations() -> tuple[str, ...]:
     """Names of all registered ops."""
     importlib.import_module("pyprune.ops")
     return tuple(sorted(_TABLE))
+
+
+def peak(dtype: torch.dtype, threads: int, *, rounds: int = 20) -> float:
+    """What the processor's multiply-add units can do at most, FLOP/s: measured, best of ``rounds`` short rounds.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        float32 or float64.
+    threads, rounds : int
+        A round takes about a millisecond.
+
+    Raises
+    ------
+    BackendError
+        The compiled extension is missing.
+    InputError
+        Another dtype.
+    """
+    types = {torch.float32: 0, torch.float64: 3}
+    if dtype not in types:
+        raise InputError("peak: the dtype must be float32 or float64", seen=str(dtype))
+    return float(extension().peak(types[dtype], rounds, threads))
 
 
 def describe() -> dict[str, Any]:

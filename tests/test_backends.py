@@ -10,7 +10,7 @@ import torch
 
 import pyprune
 from pyprune import backends
-from pyprune.errors import BackendError
+from pyprune.errors import BackendError, InputError
 
 
 def python(program, **environment):
@@ -65,6 +65,17 @@ def test_describe_is_complete():
     assert info["extension"]["isa"] in info["extension"]["isas"]
     assert set(info["ops"]) == set(backends.operations())
     assert info["ops"]["gram"]["cpu"]["chosen"] == "cpp"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_peak(dtype):
+    # A loop that the compiler has dropped would be thousands of times faster than any core.
+    assert 1e6 < backends.peak(dtype, 1, rounds=2) < 4e12
+
+
+def test_peak_of_another_type():
+    with pytest.raises(InputError, match="bfloat16"):
+        backends.peak(torch.bfloat16, 1)
 
 
 def test_unknown_instruction_set():

@@ -10,7 +10,7 @@ a gram `[in, in]` and a pattern, add the same ridge and compute in float32, as t
   each of a batch of rows;
 - ADMM in the manner of ALPS (arXiv 2406.07831): unit diagonal, one eigendecomposition, a penalty that grows with the
   changes of the support, conjugate gradients on the support found;
-- row-wise least squares on a given mask by batched Cholesky.
+- row-wise least squares on a given mask by batched Cholesky, of full-size systems or of gathered supports.
 """
 
 from __future__ import annotations
@@ -159,6 +159,39 @@ def batched_cholesky(
         target = rhs[first : first + batch].to(dtype).masked_fill(~keep, 0.0)
         factor = torch.linalg.cholesky(systems)
         result[first : first + batch] = torch.cholesky_solve(target.unsqueeze(2), factor).squeeze(2)
+    return result
+
+
+def gathered_cholesky(
+    gram: Tensor,
+    rhs: Tensor,
+    mask: Tensor,
+    *,
+    damping: float = DAMPING,
+    batch: int = BATCH,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The same on systems no larger than they must be: each row's support gathered, `[batch, s, s]` at a time.
+
+    ``s`` is the widest support of the batch; narrower ones are filled up with ones on the diagonal.
+    """
+    ridge = damping * gram.diagonal().mean()
+    system = (gram + ridge * torch.eye(len(gram), dtype=gram.dtype)).to(dtype)
+    result = torch.zeros(rhs.shape, dtype=dtype)
+    for first in range(0, len(rhs), batch):
+        keep = mask[first : first + batch]
+        count = keep.sum(dim=1, keepdim=True)
+        widest = int(count.max())
+        support = (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, :widest]
+        own = torch.arange(widest) < count
+        systems = system[support.unsqueeze(2), support.unsqueeze(1)]
+        if bool((count < widest).any()):
+            systems.masked_fill_(~(own.unsqueeze(2) & own.unsqueeze(1)), 0.0)
+            systems.diagonal(dim1=1, dim2=2).masked_fill_(~own, 1.0)
+        target = rhs[first : first + batch].to(dtype).gather(1, support).masked_fill(~own, 0.0)
+        factor = torch.linalg.cholesky(systems)
+        found = torch.cholesky_solve(target.unsqueeze(2), factor).squeeze(2)
+        result[first : first + batch].scatter_(1, support, found)
     return result
 
 

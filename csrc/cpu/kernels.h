@@ -49,5 +49,7 @@ void block_obs(double* pruned, int64_t* order, double* loss, const double* inver
 void sparsegpt(void* weight, ElementType type, uint8_t* mask, const void* factor, const int64_t* prune, int64_t rows,
                int64_t columns, int64_t block, bool mask_given, bool per_row, int64_t keep, int64_t of, int threads);
 
+double peak(ElementType type, int64_t rounds, int threads);
+
 }  // namespace PYPRUNE_ISA
 }  // namespace pyprune

@@ -12,6 +12,8 @@ _EPILOG = """\
 examples:
   pyprune info
   pyprune info --json
+  pyprune info --peak
+      also measure what the processor can do, for comparison with the kernels' rates
   PYPRUNE_BACKEND=reference pyprune info
       what would run if the reference were forced
 """
@@ -27,6 +29,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
+    parser.add_argument("--peak", action="store_true", help="measure the peak rate of the processor (takes a moment)")
     common.add_general(parser)
     parser.set_defaults(run=run)
 
@@ -38,11 +41,22 @@ def run(arguments: argparse.Namespace) -> int:
     record = backends.describe()
     record["solvers"] = list(solvers.available())
     record.update(_methods())
+    if arguments.peak:
+        record["peak_gflops"] = _peak()
     if arguments.json:
         common.print_json(record)
         return 0
     print(_text(record))
     return 0
+
+
+def _peak() -> dict[str, float]:
+    import torch
+
+    from pyprune import backends
+
+    types = {"float32": torch.float32, "float64": torch.float64}
+    return {name: round(backends.peak(dtype, backends.threads()) * 1e-9, 1) for name, dtype in types.items()}
 
 
 def _methods() -> dict[str, list[str]]:

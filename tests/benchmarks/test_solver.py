@@ -147,6 +147,8 @@ def test_least_squares_on_a_mask(problem: LayerProblem) -> None:
     exact = row_by_row(gram, rhs, mask)
     direct = rivals.batched_cholesky(problem.gram, rhs, mask)
     torch.testing.assert_close(direct.double(), exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
+    gathered = rivals.gathered_cholesky(problem.gram, rhs, mask, dtype=torch.float64)
+    torch.testing.assert_close(gathered, exact, rtol=1e-9, atol=1e-9 * float(exact.abs().max()))
     norm = gram.diagonal().sqrt()
     scaled, target = gram / norm / norm.unsqueeze(1), rhs / norm
     start = torch.zeros_like(exact)

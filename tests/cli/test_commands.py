@@ -46,6 +46,12 @@ def test_info(run: Run) -> None:
     assert "not reference: cpp comes first" in text or "reference" in text
 
 
+def test_info_with_the_peak(run: Run) -> None:
+    peak = run("info", "--peak", "--json").json["peak_gflops"]
+    assert peak.keys() == {"float32", "float64"}
+    assert "peak_gflops.float32" in run("info", "--peak").out
+
+
 def test_info_with_a_forced_backend(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYPRUNE_BACKEND", "reference")
     assert {op["cpu"]["chosen"] for op in run("info", "--json").json["ops"].values()} == {"reference"}
