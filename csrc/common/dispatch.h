@@ -30,6 +30,7 @@ struct Kernels {
     decltype(&baseline::obs) obs;
     decltype(&baseline::sparsegpt) sparsegpt;
     decltype(&baseline::block_obs) block_obs;
+    decltype(&baseline::swap) swap;
 };
 
 // The kernels of the best instruction set this machine has, or of the one PYPRUNE_CPU_ISA names.
