@@ -174,12 +174,12 @@ def swap_reference(
         own = torch.arange(len(gram), device=gram.device) if columns is None else columns[row]
         system, target, keep = gram[own][:, own], rhs[row, own], mask[row, own]
         while True:
-            tableau = _tableau(system, target, keep)
-            if tableau is None:
+            swept = tableau(system, target[None], keep)
+            if swept is None:
                 exchanged[row] = -1
                 break
-            diagonal, border = tableau.diagonal()[:-1], tableau[:-1, -1]
-            gains = _gains(tableau[:-1, :-1], border)
+            diagonal, border = swept.diagonal()[:-1], swept[:-1, -1]
+            gains = _gains(swept[:-1, :-1], border)
             allowed = keep[:, None] & ~keep
             if of:
                 allowed &= (own // of)[:, None] == own // of
@@ -195,29 +195,43 @@ def swap_reference(
     return found, exchanged, worth
 
 
-def _tableau(system: Tensor, target: Tensor, keep: Tensor) -> Tensor | None:
-    """``[[H, c], [cᵀ, 0]]`` swept on ``keep``; None where that is not positive definite."""
-    size = len(system)
-    bordered = torch.zeros(size + 1, size + 1, dtype=system.dtype, device=system.device)
-    bordered[:size, :size], bordered[:size, size], bordered[size, :size] = system, target, target
+def tableau(system: Tensor, target: Tensor, keep: Tensor) -> Tensor | None:
+    """``[[H, Cᵀ], [C, 0]]`` swept on the columns kept (Goodnight 1979), ``[k + borders, k + borders]``.
+
+    ``−H_SS⁻¹`` on the support, the weights ``C_S H_SS⁻¹`` on the border there, Schur complement and gradient elsewhere.
+
+    Parameters
+    ----------
+    system : Tensor, shape (k, k)
+    target : Tensor, shape (borders, k)
+    keep : Tensor of bool, shape (k,)
+
+    Returns
+    -------
+    Tensor or None
+        None where the restricted system is not positive definite.
+    """
+    borders, size = target.shape
+    bordered = torch.zeros(size + borders, size + borders, dtype=system.dtype, device=system.device)
+    bordered[:size, :size], bordered[:size, size:], bordered[size:, :size] = system, target.T, target
     kept = torch.nonzero(keep)[:, 0]
-    rest = torch.nonzero(~torch.cat([keep, keep.new_zeros(1)]))[:, 0]
+    rest = torch.nonzero(~torch.cat([keep, keep.new_zeros(borders)]))[:, 0]
     factor, info = torch.linalg.cholesky_ex(system[kept][:, kept])
     if int(info):
         return None
     outer = bordered[kept][:, rest]
     inner = torch.cholesky_solve(outer, factor)
-    tableau = torch.empty_like(bordered)
-    tableau[kept[:, None], kept] = -torch.cholesky_inverse(factor)
-    tableau[kept[:, None], rest], tableau[rest[:, None], kept] = inner, inner.T
-    tableau[rest[:, None], rest] = bordered[rest][:, rest] - outer.T @ inner
-    return tableau
+    swept = torch.empty_like(bordered)
+    swept[kept[:, None], kept] = -torch.cholesky_inverse(factor)
+    swept[kept[:, None], rest], swept[rest[:, None], kept] = inner, inner.T
+    swept[rest[:, None], rest] = bordered[rest][:, rest] - outer.T @ inner
+    return swept
 
 
-def _gains(tableau: Tensor, border: Tensor) -> Tensor:
+def _gains(swept: Tensor, border: Tensor) -> Tensor:
     """By how much the loss falls with row ``p`` out and column ``q`` in, ``[k, k]``."""
-    a, d, x, g = -tableau.diagonal()[:, None], tableau.diagonal(), border[:, None], border
-    return (a * g**2 + 2 * tableau * x * g - d * x**2) / (a * d + tableau**2)
+    a, d, x, g = -swept.diagonal()[:, None], swept.diagonal(), border[:, None], border
+    return (a * g**2 + 2 * swept * x * g - d * x**2) / (a * d + swept**2)
 
 
 @backends.implements("swap", "cpp")
