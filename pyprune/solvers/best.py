@@ -7,6 +7,7 @@ import math
 
 from pyprune.errors import InputError
 from pyprune.patterns import NM, Pattern
+from pyprune.solvers.exchange import exchange, price
 from pyprune.solvers.outcome import Outcome
 from pyprune.solvers.problem import LayerProblem
 from pyprune.solvers.refit import quick_refit, refit
@@ -31,11 +32,18 @@ def best(problem: LayerProblem, pattern: Pattern, damping: float, *, budget: flo
     ----------
     budget : float
         Effort, relative to the default of 24 iterations, which takes about as long as the published SparseGPT. From 2
-        on the refit is exact whatever it costs.
+        on the refit is exact whatever it costs; with more, how much depends on pattern and columns (4 at 90 %, 16 at 50 %
+        of 384 columns), it ends in the exchanges of ``swap``.
     """
     if not (math.isfinite(budget) and budget > 0):
         raise InputError("best: budget must be positive and finite", seen=str(budget), hint="1 is the default")
-    return _search(problem, pattern, damping, max(3, round(_BEST * budget)), gain=2e-5 if budget < 2 else 0.0)
+    iterations = max(3, round(_BEST * budget))
+    # Where two default searches are left beside them, exchanges bring more than further iterations.
+    left = iterations - price(pattern, problem.shape[1])
+    if left >= 2 * _BEST:
+        mask, _ = split(pattern, NaturalMetric(problem, pattern, damping), Schedule.of(pattern, round(left)))
+        return exchange(problem, pattern, mask, damping)
+    return _search(problem, pattern, damping, iterations, gain=2e-5 if budget < 2 else 0.0)
 
 
 def _search(problem: LayerProblem, pattern: Pattern, damping: float, iterations: int, *, gain: float) -> Outcome:

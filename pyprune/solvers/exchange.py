@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,10 @@ from pyprune.solvers.refit import whole_rows_as_they_were
 
 _LEAST = 1e-5  # of its row's loss, that an exchange has to gain
 _TRADES = 40  # rounds of exchanges between rows
-_WIDE = 1536  # columns beyond which a row works on a part of them
-_PART = 1024
+# What a row's tableau may cost (multiply-adds), and on how many columns it works at a time where all cost more: 3,072
+# columns at 50 % are still done at once. Tableaus of blocks are made by torch.
+_WORK, _PART = 6e9, 2048
+_BLOCK_WORK, _BLOCK_PART = 3e8, 1024
 _FALL = 1e-3  # of the loss, by which a round on parts of the columns has to lower it for another one
 
 
@@ -29,8 +33,8 @@ def exchange(
     of the row's loss. Where rows compete, then between them: what one row loses least by giving goes to the row that gains
     most, one change a row and a round. Nothing is believed that the exact fit does not confirm: the loss never rises.
 
-    With more than 1,536 columns a row looks at its 1,024 most promising ones at a time, the others' weights staying as
-    they are; an exchange then gains at least what it promises, but a mask where none is left may still have some.
+    Very wide rows (:func:`part_of`) look at their most promising columns at a time, the others' weights staying as they
+    are; an exchange then gains at least what it promises, but a mask where none is left may still have some.
     """
     search = _Search(problem, pattern, mask, damping, most)
     search.settle()
@@ -39,6 +43,25 @@ def exchange(
             if not search.trade():
                 break
     return search.outcome()
+
+
+def part_of(columns: int, kept: float, blocks: bool = False) -> int:
+    """How many of a row's ``columns`` are looked at at a time, by what a tableau of all of them costs."""
+    smaller = min(kept, columns - kept)
+    most, part = (_BLOCK_WORK, _BLOCK_PART) if blocks else (_WORK, _PART)
+    return columns if smaller**2 * (columns - smaller / 2) <= most else min(part, columns)
+
+
+def price(pattern: Pattern, columns: int) -> float:
+    """What :func:`exchange` costs, in iterations of the mask search; measured on layers of 384 columns.
+
+    Infinite for blocks, whose tableaus are made by torch.
+    """
+    if isinstance(pattern, Block) and pattern.rows * pattern.cols > 1:
+        return math.inf
+    smaller = min(pattern.sparsity, 1 - pattern.sparsity)
+    build = smaller**2 * (1 - smaller / 2) * columns
+    return 30 + (0.8 if isinstance(pattern, NM) else 1.75) * build
 
 
 class _Search:
@@ -56,6 +79,9 @@ class _Search:
         self._target = problem.rhs() + self._factor.ridge * problem.weight.double()
         self._start = problem.start(damping)
         self._units = mask[:: self._height, :: self._width].clone()
+        single = self._height == self._width == 1
+        kept = float(mask.sum()) / max(1, len(mask))
+        self._at_once = part_of(mask.shape[1], kept, blocks=not single)
         self._worth = torch.zeros(self._units.shape, dtype=torch.float64, device=mask.device)
         every = torch.arange(len(self._units), device=mask.device)
         self._weight, self._loss = self._fit(every, self._units)
@@ -77,7 +103,7 @@ class _Search:
             chosen = every[better]
             self._take(chosen, found[better], worth[better], weight[self._rows(better.nonzero()[:, 0])], loss[better])
             self._worth[~better] = torch.where(self._units, torch.inf, 0.0).double()[~better]
-            if self._system.shape[0] <= _WIDE or before - float(self._loss.sum()) <= _FALL * before:
+            if self._at_once == self._system.shape[0] or before - float(self._loss.sum()) <= _FALL * before:
                 break
 
     def trade(self) -> bool:
@@ -123,7 +149,7 @@ class _Search:
         """Units after the exchanges inside rows, and what each is worth then."""
         rows, least = self._rows(groups), _LEAST * self._loss[groups]
         part, target = None, self._target[rows]
-        if self._system.shape[0] > _WIDE:
+        if self._at_once < self._system.shape[0]:
             part, target = self._part(rows, units)
         if self._height == self._width == 1:
             inverse = None
@@ -172,7 +198,7 @@ class _Search:
         shape = (len(units), self._height, units.shape[1], self._width)
         cost = (weight.square() / diagonal).reshape(shape).sum(dim=(1, 3))
         gain = (gradient.square() * diagonal).reshape(shape).sum(dim=(1, 3))
-        part = _promising(units, cost, gain, _PART // self._width, self._of)
+        part = _promising(units, cost, gain, max(1, self._at_once // self._width), self._of)
         chosen = torch.zeros_like(units).scatter_(1, part, True)
         outside = weight.masked_fill(self._mask(chosen), 0.0)
         return part, ops.matmul(outside, self._system, self._target[rows].clone(), scale=-1.0)
@@ -184,13 +210,14 @@ def _promising(units: Tensor, cost: Tensor, gain: Tensor, count: int, of: int) -
         groups = units.shape[1] // of
         cheapest = torch.where(units, cost, torch.inf).reshape(-1, groups, of).amin(dim=2)
         dearest = torch.where(units, 0.0, gain).reshape(-1, groups, of).amax(dim=2)
-        score = (dearest - cheapest).argsort(dim=1, descending=True, stable=True)[:, : max(1, count // of)]
-        return (score.sort(dim=1).values[:, :, None] * of + torch.arange(of, device=units.device)).flatten(1)
-    half = max(1, count // 2)
-    kept = torch.where(units, cost, torch.inf).argsort(dim=1, stable=True)[:, :half]
-    rest = torch.where(units, -torch.inf, gain).argsort(dim=1, descending=True, stable=True)[:, :half]
-    both = torch.zeros_like(units).scatter_(1, kept, True).scatter_(1, rest, True)
-    return both.double().argsort(dim=1, descending=True, stable=True)[:, : 2 * half].sort(dim=1).values
+        best = (dearest - cheapest).argsort(dim=1, descending=True, stable=True)[:, : max(1, count // of)]
+        return (best.sort(dim=1).values[:, :, None] * of + torch.arange(of, device=units.device)).flatten(1)
+    # By rank among one's own kind: as many of both, until one of them is exhausted.
+    kept, rest = (
+        torch.where(own, score, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+        for own, score in ((units, cost), (~units, -gain))
+    )
+    return torch.where(units, kept, rest).argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
 
 
 def _matched(give: Tensor, take: Tensor, least: float) -> tuple[list[int], list[int]]:

@@ -11,7 +11,7 @@ from pyprune import NM, Block, LayerProblem, Unstructured, ops, solve, solvers
 from pyprune.errors import InputError, NumericsError
 
 SOLVERS = solvers.available()
-SOLVING = ("sparsegpt", "obs", "admm", "fast", "best")  # those that need the gram
+SOLVING = ("sparsegpt", "obs", "admm", "fast", "best", "swap")  # those that need the gram
 PATTERNS = [
     Unstructured(0.5),
     Unstructured(0.7, "layer"),
