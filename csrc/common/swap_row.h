@@ -21,9 +21,9 @@ class RowSwapper {
     static constexpr int64_t lanes = S::lanes;
 
     struct Group {
-        int64_t first, count;         // slots of N
+        int64_t first, count;          // slots of N
         int64_t outside, begin, size;  // slots of R, and where they were in R at the build
-        int64_t place, stride;        // of its couplings
+        int64_t place, stride;         // of its couplings
     };
 
   public:
@@ -49,8 +49,13 @@ class RowSwapper {
                 bool complement, double least, int64_t most) {
         sign_ = complement ? Real(-1) : Real(1);
         least_ = least;
+        double before = std::numeric_limits<double>::infinity();
         for (int64_t done = 0;;) {
             if (!build(matrix, border, mask, columns, count, k)) return -1;
+            // So many exchanges and no lower loss: gains drown in rounding.
+            const double loss = -sign_ * tableau_.energy();
+            if (!(loss < before)) return done;
+            before = loss;
             pass<false>();
             while (best_.i >= 0 && done < most && tableau_.depth() < Tableau<Real>::kDepth) {
                 exchange(mask);

@@ -68,11 +68,13 @@ class Tableau {
 
     int64_t size() const { return size_; }
     int64_t depth() const { return depth_; }
-    int64_t outside(int64_t j) const { return side_ + j; }              // position of a column of R
+    int64_t outside(int64_t j) const { return side_ + j; }  // position of a column of R
     int64_t column(int64_t position) const { return index_[position]; }
     // −P_NN and P_RR on the diagonal, and y, right after the build; by position.
     const Real* diagonal() const { return diagonal_; }
     const Real* border() const { return border_; }
+    // b_N K_NN⁻¹ b_N, what the fit on N is worth, right after the build.
+    double energy() const { return energy_; }
 
     // out[i][:] = P_NR for rows first .. first + rows <= kPanel of N and strip s of R, right after the build.
     void couplings(Real* out, int64_t first, int64_t rows, int64_t s) const {
@@ -137,6 +139,8 @@ class Tableau {
             const Real *line = factor_ + i * side_, value = b[index_[i]];
             for (int64_t a = 0; a < side_; ++a) half[a] += line[a] * value;
         }
+        energy_ = 0.0;
+        for (int64_t a = 0; a < side_; ++a) energy_ += static_cast<double>(half[a]) * half[a];
         for (int64_t i = 0; i < n_; ++i) {
             border_[i] = dot(half, factor_ + i * side_);
             diagonal_[i] = dot(factor_ + i * side_, factor_ + i * side_);
@@ -220,8 +224,9 @@ class Tableau {
 
     const Real* matrix_ = nullptr;
     int64_t k_ = 0, n_ = 0, m_ = 0, side_ = 0, size_ = 0, depth_ = 0;
+    double energy_ = 0.0;
     Real *factor_, *scratch_, *panels_, *right_;  // U⁻¹ by rows and in panels; K_NR, a strip
-    Real *outer_;                                 // L⁻¹ K_NR, in strips
+    Real* outer_;                                 // L⁻¹ K_NR, in strips
     Real *border_, *diagonal_, *pair_;
     Real *row_, *step_;  // X and B⁻¹X of every exchange
     int64_t* index_;     // by position: the column

@@ -27,8 +27,8 @@ def swap(
 ) -> tuple[Tensor, Tensor, Tensor]:  # mask [rows, k], exchanged [rows], worth [rows, k]
     """Improve each row's support ``S`` by the best exchange of one column in it for one outside, again and again.
 
-    A row's loss is that of its restricted fit, ``f(S) = min_w w G wᵀ − 2 w cᵀ`` over ``w`` with support ``S``. An exchange
-    of ``p`` for ``q`` changes it by one 2 x 2 pivot of the principal tableau, ``(d x² − 2 t x g − a g²) / (a d + t²)``
+    A row's loss is that of its restricted fit, ``f(S) = min_w w G wᵀ − 2 w cᵀ`` over ``w`` with support ``S``. To exchange
+    ``p`` for ``q`` changes it by one 2 x 2 pivot of the principal tableau, ``(d x² − 2 t x g − a g²) / (a d + t²)``
     with ``a = [G_SS⁻¹]_pp``, ``d`` the Schur complement of ``q``, ``t`` their coupling, ``x`` the weight of ``p`` and
     ``g`` the gradient at ``q``; where no exchange is left the support is "swap inescapable" (Hazimeh & Mazumder 2020,
     definition 4).
@@ -63,8 +63,8 @@ def swap(
     exchanged : Tensor of int64, shape (rows,)
         How many pairs.
     worth : Tensor, shape (rows, k), float64
-        With the mask returned: what the loss would rise by without a kept column, or fall by with one more. Columns that
-        are not in question have an infinite loss and no gain.
+        With the mask returned: what the loss would rise by without a kept column, or fall by with one more. Columns
+        that are not in question have an infinite loss and no gain.
 
     Raises
     ------

@@ -15,8 +15,8 @@ def exchange_blocks(
 ) -> tuple[Tensor, int, Tensor]:
     """Exchange a kept block for another while the loss of the ``height`` rows falls by more than ``least``.
 
-    As in :func:`pyprune.ops.swap`, with ``2·width`` columns in a pivot, and the rows' targets as so many borders: rows of
-    a block have their support in common, and so the tableau.
+    As in :func:`pyprune.ops.swap`, with ``2·width`` columns in a pivot, and the rows' targets as so many borders: rows
+    of a block have their support in common, and so the tableau.
 
     Parameters
     ----------
@@ -71,15 +71,17 @@ def _gains(across: Tensor, inverse: Tensor, weight: Tensor, schur: Tensor, gradi
     across, spread = (matrix.reshape(kept, width, -1, width) for matrix in (across, spread))
     schur = schur + torch.einsum("paqi,paqj->pqij", across, spread)  # with p out
     gradient = gradient + torch.einsum("paqi,pah->pqih", across, freed)
-    gained = _energy(schur.flatten(0, 1), gradient.flatten(0, 1)).reshape(kept, -1)
-    return gained - (weight * freed).sum(dim=(1, 2))[:, None]
+    gained: Tensor = _energy(schur.flatten(0, 1), gradient.flatten(0, 1)).reshape(kept, -1)
+    lost: Tensor = (weight * freed).sum(dim=(1, 2))
+    return gained - lost[:, None]
 
 
 def _energy(matrix: Tensor, border: Tensor) -> Tensor:
     """``tr bᵀ M⁻¹ b`` for each of ``[blocks, width, width]`` and ``[blocks, width, height]``."""
     if matrix.shape[-1] == 1:
         return border.square().sum(dim=(1, 2)) / matrix[:, 0, 0]
-    return (border * torch.linalg.solve(matrix, border)).sum(dim=(1, 2))
+    energy: Tensor = (border * torch.linalg.solve(matrix, border)).sum(dim=(1, 2))
+    return energy
 
 
 def _pivot(swept: Tensor, out: Tensor, into: Tensor) -> None:

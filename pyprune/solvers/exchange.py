@@ -29,9 +29,10 @@ def exchange(
 ) -> Outcome:
     """Improve ``mask`` ``[out, in]`` by exchanges that keep the pattern, and fit exactly on what comes of it.
 
-    First inside each row (N:M: inside each group), the best pair first, until none is left that gains a hundred thousandth
-    of the row's loss. Where rows compete, then between them: what one row loses least by giving goes to the row that gains
-    most, one change a row and a round. Nothing is believed that the exact fit does not confirm: the loss never rises.
+    First inside each row (N:M: inside each group), the best pair first, until none is left that gains a hundred
+    thousandth of the row's loss. Where rows compete, then between them: what one row loses least by giving goes to the
+    row that gains most, one change a row and a round. Nothing is believed that the exact fit does not confirm: the loss
+    never rises.
 
     Very wide rows (:func:`part_of`) look at their most promising columns at a time, the others' weights staying as they
     are; an exchange then gains at least what it promises, but a mask where none is left may still have some.
@@ -52,12 +53,13 @@ def part_of(columns: int, kept: float, blocks: bool = False) -> int:
     return columns if smaller**2 * (columns - smaller / 2) <= most else min(part, columns)
 
 
-def price(pattern: Pattern, columns: int) -> float:
+def price(problem: LayerProblem, pattern: Pattern) -> float:
     """What :func:`exchange` costs, in iterations of the mask search; measured on layers of 384 columns.
 
-    Infinite for blocks, whose tableaus are made by torch.
+    Infinite where torch has to make the tableaus: for blocks, and on GPUs.
     """
-    if isinstance(pattern, Block) and pattern.rows * pattern.cols > 1:
+    columns = problem.shape[1]
+    if problem.gram.is_cuda or (isinstance(pattern, Block) and pattern.rows * pattern.cols > 1):
         return math.inf
     smaller = min(pattern.sparsity, 1 - pattern.sparsity)
     build = smaller**2 * (1 - smaller / 2) * columns
@@ -67,9 +69,7 @@ def price(pattern: Pattern, columns: int) -> float:
 class _Search:
     """Masks of units (weights, or blocks): rows of them, what each is worth, and the fit."""
 
-    def __init__(
-        self, problem: LayerProblem, pattern: Pattern, mask: Tensor, damping: float, most: int | None
-    ) -> None:
+    def __init__(self, problem: LayerProblem, pattern: Pattern, mask: Tensor, damping: float, most: int | None) -> None:
         self._problem, self._damping, self._most = problem, damping, most
         self._factor = problem.factorise(damping)
         self._height, self._width = (pattern.rows, pattern.cols) if isinstance(pattern, Block) else (1, 1)
@@ -103,7 +103,8 @@ class _Search:
             chosen = every[better]
             self._take(chosen, found[better], worth[better], weight[self._rows(better.nonzero()[:, 0])], loss[better])
             self._worth[~better] = torch.where(self._units, torch.inf, 0.0).double()[~better]
-            if self._at_once == self._system.shape[0] or before - float(self._loss.sum()) <= _FALL * before:
+            done = self._at_once == self._system.shape[0] or self._most is not None
+            if done or before - float(self._loss.sum()) <= _FALL * before:
                 break
 
     def trade(self) -> bool:

@@ -36,14 +36,15 @@ def make(generator, rows=6, columns=12, **options):
 
 
 def losses(problem, masks):
-    """The damped loss of each row's fit on masks ``[..., rows, columns]``, by LU of the whole system with a unit row
-    for every column that is not kept."""
+    """The damped loss of each row on masks ``[..., rows, columns]``: LU, with a unit row for what is not kept."""
     ridge = problem.factorise(DAMPING).ridge
     system = problem.gram + ridge * torch.eye(problem.shape[1], dtype=torch.float64)
     target = problem.rhs() + ridge * problem.weight
     keep = masks.double()
     unit = torch.diag_embed(1 - keep)
-    fit = torch.linalg.solve(keep[..., :, None] * system * keep[..., None, :] + unit, (keep * target)[..., None])[..., 0]
+    fit = torch.linalg.solve(keep[..., :, None] * system * keep[..., None, :] + unit, (keep * target)[..., None])[
+        ..., 0
+    ]
     change = fit - problem.start(DAMPING)
     return ((change @ system) * change).sum(dim=-1)
 
@@ -88,7 +89,9 @@ def test_it_ends_in_the_fit_on_its_mask(pattern, generator):
 
 
 @pytest.mark.parametrize("start", ["magnitude", "wanda", "sparsegpt", "obs", "admm", "fast", "best"])
-@pytest.mark.parametrize("pattern", [Unstructured(0.6, "layer"), NM(2, 4), Block(2, 2, 0.5)], ids=["60 %", "2:4", "2x2"])
+@pytest.mark.parametrize(
+    "pattern", [Unstructured(0.6, "layer"), NM(2, 4), Block(2, 2, 0.5)], ids=["60 %", "2:4", "2x2"]
+)
 def test_never_worse_than_the_start(start, pattern, generator):
     problem = make(generator, 12, 24)
     before = losses(problem, solve(problem, pattern, start, damping=DAMPING).mask)
