@@ -27,11 +27,11 @@ def swap(
 ) -> tuple[Tensor, Tensor, Tensor]:  # mask [rows, k], exchanged [rows], worth [rows, k]
     """Improve each row's support ``S`` by the best exchange of one column in it for one outside, again and again.
 
-    A row's loss is that of its restricted fit, ``f(S) = min_w w G wᵀ − 2 w cᵀ`` over ``w`` with support ``S``. To exchange
-    ``p`` for ``q`` changes it by one 2 x 2 pivot of the principal tableau, ``(d x² − 2 t x g − a g²) / (a d + t²)``
-    with ``a = [G_SS⁻¹]_pp``, ``d`` the Schur complement of ``q``, ``t`` their coupling, ``x`` the weight of ``p`` and
-    ``g`` the gradient at ``q``; where no exchange is left the support is "swap inescapable" (Hazimeh & Mazumder 2020,
-    definition 4).
+    A row's loss is that of its restricted fit, ``f(S) = min_w w G wᵀ − 2 w cᵀ`` over ``w`` with support ``S``. Putting
+    ``q`` in the place of ``p`` is one 2 x 2 pivot of the principal tableau and changes it by
+    ``(d x² − 2 t x g − a g²) / (a d + t²)``, with ``a = [G_SS⁻¹]_pp``, ``d`` the Schur complement of ``q``, ``t`` their
+    coupling, ``x`` the weight of ``p`` and ``g`` the gradient at ``q``. A support where no exchange is left is "swap
+    inescapable" (Hazimeh & Mazumder 2020, "Fast best subset selection").
 
     Parameters
     ----------

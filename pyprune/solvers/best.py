@@ -32,8 +32,8 @@ def best(problem: LayerProblem, pattern: Pattern, damping: float, *, budget: flo
     ----------
     budget : float
         Effort, relative to the default of 24 iterations, which takes about as long as the published SparseGPT. From 2
-        on the refit is exact whatever it costs. With more, 4 at 90 % to 9 at 50 % of 384 columns, the last part goes into
-        the exchanges of ``swap``.
+        on the refit is exact whatever it costs. With more, 4 at 90 % to 9 at 50 % of 384 columns, the last part goes
+        into the exchanges of ``swap``.
     """
     if not (math.isfinite(budget) and budget > 0):
         raise InputError("best: budget must be positive and finite", seen=str(budget), hint="1 is the default")

@@ -79,10 +79,8 @@ def test_matches_float64(isa):
     assert result["isa"] == isa
     assert result["worst"]["gram"] <= 2e-6
     assert result["worst"]["cross_gram"] <= 2e-5  # scaled by the result, which cancels; see test_cross_gram
-    assert (
-        max(result["worst"][op] for op in ("masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap"))
-        <= 1e-8
-    )
+    solving = ("masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap")
+    assert max(result["worst"][op] for op in solving) <= 1e-8
     assert max(result["worst"][op] for op in ("matmul", "cholesky")) <= 1e-11
 
 

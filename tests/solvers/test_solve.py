@@ -98,6 +98,7 @@ def test_better_solvers_are_better(pattern, generator):
     assert total["obs"] < min(total[other] for other in ("magnitude", "wanda", "sparsegpt"))
     assert total["best"] < total["fast"] < 0.95 * total["sparsegpt"]
     assert total["admm"] < 1.02 * total["best"]
+    assert total["swap"] < 0.99 * total["admm"]
     if not isinstance(pattern, pyprune.Block):  # greedy removal of whole blocks is hard to beat on such small problems
         assert total["best"] < 1.01 * total["obs"]
 

@@ -28,6 +28,7 @@ PATTERNS = [
 ]
 IDS = [pattern.describe() for pattern in PATTERNS]
 DAMPING = 1e-3
+COUNTS = 2e-5  # of the loss: what an exchange has to gain, with room for rounding
 
 
 def make(generator, rows=6, columns=12, **options):
@@ -42,9 +43,8 @@ def losses(problem, masks):
     target = problem.rhs() + ridge * problem.weight
     keep = masks.double()
     unit = torch.diag_embed(1 - keep)
-    fit = torch.linalg.solve(keep[..., :, None] * system * keep[..., None, :] + unit, (keep * target)[..., None])[
-        ..., 0
-    ]
+    restricted = keep[..., :, None] * system * keep[..., None, :] + unit
+    fit = torch.linalg.solve(restricted, (keep * target)[..., None])[..., 0]
     change = fit - problem.start(DAMPING)
     return ((change @ system) * change).sum(dim=-1)
 
@@ -61,13 +61,12 @@ def neighbours(pattern, mask):
             yield other
 
 
-def check_local(problem, pattern, mask):
-    """No exchange is left that gains more than what counts, with room for rounding."""
+def most_left(problem, pattern, mask):
+    """What the best exchange that is left would gain, as a part of the loss."""
     found = losses(problem, mask)
     others = list(neighbours(pattern, mask))
     rows = torch.cat([losses(problem, torch.stack(others[i : i + 500])) for i in range(0, len(others), 500)])
-    gains = (found - rows).sum(dim=1)
-    assert float(gains.max()) <= 2e-5 * float(found.sum())
+    return float((found - rows).sum(dim=1).max() / found.sum())
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=IDS)
@@ -76,7 +75,7 @@ def test_no_exchange_is_left_that_helps(pattern, generator):
         problem = make(generator)
         found = solve(problem, pattern, "swap", damping=DAMPING, start="magnitude")
         assert pattern.holds(found.mask)
-        check_local(problem, pattern, found.mask)
+        assert most_left(problem, pattern, found.mask) <= COUNTS
         start = solve(problem, pattern, "magnitude", damping=DAMPING)
         assert float(losses(problem, found.mask).sum()) < float(losses(problem, start.mask).sum())
 
@@ -89,9 +88,7 @@ def test_it_ends_in_the_fit_on_its_mask(pattern, generator):
 
 
 @pytest.mark.parametrize("start", ["magnitude", "wanda", "sparsegpt", "obs", "admm", "fast", "best"])
-@pytest.mark.parametrize(
-    "pattern", [Unstructured(0.6, "layer"), NM(2, 4), Block(2, 2, 0.5)], ids=["60 %", "2:4", "2x2"]
-)
+@pytest.mark.parametrize("pattern", [Unstructured(0.6, "layer"), NM(2, 4), Block(2, 2, 0.5)], ids=["60", "2:4", "2x2"])
 def test_never_worse_than_the_start(start, pattern, generator):
     problem = make(generator, 12, 24)
     before = losses(problem, solve(problem, pattern, start, damping=DAMPING).mask)
@@ -176,13 +173,16 @@ def test_parts_of_the_columns(pattern, monkeypatch, generator):
 
 def test_best_ends_in_exchanges_where_the_budget_allows(generator):
     problem, pattern = make(generator), Unstructured(0.7)
-    assert exchange.price(pattern, 12) < 4 * 24 - 48
-    assert exchange.price(Block(2, 2, 0.5), 12) == float("inf")
-    check_local(problem, pattern, solve(problem, pattern, "best", damping=DAMPING, budget=4).mask)
-    with pytest.raises(AssertionError):
-        for _ in range(5):  # by itself the search does not end there
-            problem = make(generator)
-            check_local(problem, pattern, solve(problem, pattern, "best", damping=DAMPING, budget=2).mask)
+    assert exchange.price(problem, pattern) < 4 * 24 - 48
+    assert exchange.price(problem, Block(2, 2, 0.5)) == float("inf")
+    short, long = [], []
+    for _ in range(5):
+        problem = make(generator)
+        for budget, left in ((2, short), (4, long)):
+            found = solve(problem, pattern, "best", damping=DAMPING, budget=budget)
+            left.append(most_left(problem, pattern, found.mask))
+    assert max(long) <= COUNTS
+    assert max(short) > COUNTS  # by itself the search does not end there
 
 
 def test_rows_that_give_and_rows_that_take():
