@@ -254,6 +254,28 @@ double peak(int type, int64_t rounds, int threads) {
     return run.peak(element(type), rounds, threads);
 }
 
+void swap(uintptr_t mask, uintptr_t exchanged, uintptr_t worth, uintptr_t system, uintptr_t inverse, uintptr_t target,
+          uintptr_t dense, int type, uintptr_t columns, int64_t count, uintptr_t least, int64_t most, int64_t of,
+          int64_t rows, int64_t k, int threads) {
+    const int64_t all = area(rows, k), square = area(k, k);
+    require(type == 0 || type == 3, "matrices must be float32 or float64");
+    require((inverse == 0) == (dense == 0) && (inverse == 0 || columns == 0), "an inverse is for all columns");
+    require(count >= 0 && count <= k && (columns != 0 || count == k), "count is out of range");
+    require(most >= 0 && of >= 0, "most and of must not be negative");
+    check_threads(threads);
+    const int64_t* chosen = reinterpret_cast<const int64_t*>(columns);
+    for (int64_t i = 0; chosen != nullptr && i < rows * count; ++i)
+        require(chosen[i] >= 0 && chosen[i] < k && (i % count == 0 || chosen[i] > chosen[i - 1]),
+                "columns must rise and be in range");
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    run.swap(pointer<uint8_t>(mask, all, "mask"), pointer<int64_t>(exchanged, rows, "exchanged"),
+             pointer<double>(worth, all, "worth"), pointer<const void>(system, square, "system"),
+             reinterpret_cast<const void*>(inverse), pointer<const void>(target, all, "target"),
+             reinterpret_cast<const void*>(dense), element(type), chosen, count,
+             pointer<const double>(least, rows, "least"), most, of, rows, k, threads);
+}
+
 // Memory for a tensor, from the pool the kernels share and back to it; torch reads it through the buffer protocol.
 class Memory {
   public:
@@ -336,6 +358,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("sparsegpt", &bound::sparsegpt);
     module.def("block_obs", &bound::block_obs);
     module.def("peak", &bound::peak);
+    module.def("swap", &bound::swap);
 #if defined(PYPRUNE_HAS_CUDA)
     module.def("gram_cuda", &bound::gram_cuda);
     module.def("cuda_problem", &bound::cuda_problem);

@@ -329,7 +329,7 @@ def demo_features() -> Any:
 def test_solvers_and_families() -> None:
     page = section("README.md", "Methods and solvers")
     assert [names(row[0])[0] for row in table(page, "solver")] == sorted(
-        solvers.available(), key=("best", "fast", "admm", "obs", "sparsegpt", "wanda", "magnitude").index
+        solvers.available(), key=("swap", "best", "fast", "admm", "obs", "sparsegpt", "wanda", "magnitude").index
     )
     listed = page[page.index("Models:") :].partition(", with any head")[0]
     assert tuple(names(listed)) == models.families()

@@ -31,6 +31,7 @@ struct Kernels {
     decltype(&baseline::sparsegpt) sparsegpt;
     decltype(&baseline::block_obs) block_obs;
     decltype(&baseline::peak) peak;
+    decltype(&baseline::swap) swap;
 };
 
 // The kernels of the best instruction set this machine has, or of the one PYPRUNE_CPU_ISA names.

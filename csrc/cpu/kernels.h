@@ -51,5 +51,9 @@ void sparsegpt(void* weight, ElementType type, uint8_t* mask, const void* factor
 
 double peak(ElementType type, int64_t rounds, int threads);
 
+void swap(uint8_t* mask, int64_t* exchanged, double* worth, const void* system, const void* inverse, const void* target,
+          const void* dense, ElementType type, const int64_t* columns, int64_t count, const double* least, int64_t most,
+          int64_t of, int64_t rows, int64_t k, int threads);
+
 }  // namespace PYPRUNE_ISA
 }  // namespace pyprune

@@ -17,6 +17,7 @@ from pyprune.ops.obs import obs
 from pyprune.ops.rescale import rescale
 from pyprune.ops.select import select
 from pyprune.ops.sparsegpt import sparsegpt
+from pyprune.ops.swap import swap
 from pyprune.ops.symmetrise import symmetrise
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "rescale",
     "select",
     "sparsegpt",
+    "swap",
     "symmetrise",
 ]

@@ -23,6 +23,7 @@ from pyprune.solvers.outcome import Outcome
 from pyprune.solvers.problem import LayerProblem, LayerSolution
 from pyprune.solvers.refit import refit as refit_on
 from pyprune.solvers.sparsegpt import sparsegpt
+from pyprune.solvers.swap import swap
 from pyprune.solvers.wanda import wanda
 
 __all__ = [
@@ -56,6 +57,7 @@ _SOLVERS = {
     "admm": _Solver(admm, 1e-4, "layer", "mask and weights in turn until the mask settles, exact refit"),
     "fast": _Solver(fast, 1e-4, "layer", "a few iterations of that: two thirds of SparseGPT's error in its time"),
     "best": _Solver(best, 1e-4, "layer", "as good as budget= allows; ALPS's error by default"),
+    "swap": _Solver(swap, 1e-4, "layer", "another solver's mask, pairs exchanged until no exchange helps"),
 }
 
 

@@ -24,7 +24,7 @@ def refit(problem: LayerProblem, mask: Tensor, damping: float) -> Outcome:
     """
     factor = problem.factorise(damping)
     weight = ops.masked_lstsq(problem.gram, problem.rhs(), mask, anchor=problem.weight.double(), damp=factor.damping)
-    return Outcome(_whole_rows_as_they_were(problem, weight, mask, damping), mask, factor)
+    return Outcome(whole_rows_as_they_were(problem, weight, mask, damping), mask, factor)
 
 
 def quick_refit(
@@ -63,7 +63,7 @@ def quick_refit(
         dense=dense,
     )
     weight = found.double().div_(scale)
-    return Outcome(_whole_rows_as_they_were(problem, weight, mask, damping), mask, factor)
+    return Outcome(whole_rows_as_they_were(problem, weight, mask, damping), mask, factor)
 
 
 def _direct_pays(mask: Tensor) -> bool:
@@ -73,7 +73,8 @@ def _direct_pays(mask: Tensor) -> bool:
     return _DIRECT * float((smaller**3).sum()) / 3 <= _PRODUCTS * rows * columns**2
 
 
-def _whole_rows_as_they_were(problem: LayerProblem, weight: Tensor, mask: Tensor, damping: float) -> Tensor:
+def whole_rows_as_they_were(problem: LayerProblem, weight: Tensor, mask: Tensor, damping: float) -> Tensor:
+    """``weight`` ``[out, in]`` with the weight a solver starts from in the rows that lose nothing; in place."""
     whole = mask.all(dim=1)
     if bool(whole.any()):
         weight[whole] = problem.start(damping)[whole].to(weight.dtype)

@@ -22,9 +22,11 @@ from pyprune.ops.obs import obs_reference
 from pyprune.ops.block_obs import block_obs_reference
 from pyprune.ops.sparsegpt import sparsegpt_reference
 from pyprune.ops.masked_lstsq import masked_lstsq_reference
+from pyprune.ops.swap import swap_reference
 g = torch.Generator().manual_seed(5)
 worst = dict.fromkeys(
-    ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt"), 0.0
+    ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap"),
+    0.0,
 )
 def note(op, got, wanted):
     worst[op] = max(worst[op], float((got - wanted).abs().max() / wanted.abs().max()))
@@ -57,6 +59,9 @@ for k in (1, 2, 3, 5, 7, 8, 11, 12, 13, 23, 24, 25, 47, 48, 49, 95, 97, 161, 193
     prune = torch.tensor([5 * min(32, k - s) // 2 for s in range(0, k, 32)])
     got, kept = ops.sparsegpt(w, factor, prune=prune, block=32)
     note("sparsegpt", got, sparsegpt_reference(w, factor, None, prune, False, 0, 0, 32)[0])
+    mask = torch.rand(2, k, generator=g) < torch.tensor([[0.4], [0.6]])
+    wanted = swap_reference(h, w[:2] @ h, mask, torch.full((2,), 0.01), 20, 0, None, None, False)[2]
+    note("swap", ops.swap(h, w[:2] @ h, mask, least=0.01, most=20, inverse=inverse)[2], wanted)
 print(json.dumps({"isa": backends.extension().build_info()["isa"], "worst": worst}))
 """
 
@@ -74,7 +79,8 @@ def test_matches_float64(isa):
     assert result["isa"] == isa
     assert result["worst"]["gram"] <= 2e-6
     assert result["worst"]["cross_gram"] <= 2e-5  # scaled by the result, which cancels; see test_cross_gram
-    assert max(result["worst"][op] for op in ("masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt")) <= 1e-8
+    solving = ("masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap")
+    assert max(result["worst"][op] for op in solving) <= 1e-8
     assert max(result["worst"][op] for op in ("matmul", "cholesky")) <= 1e-11
 
 

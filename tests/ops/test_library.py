@@ -34,6 +34,7 @@ def _samples(generator):
         "obs": (inverse, weight, counts, 4, 0, 0, True),
         "sparsegpt": (weight, factor, None, torch.tensor([12]), False, 0, 0, 128),
         "block_obs": (inverse, weight, torch.tensor([2]), 3, 3, 2),
+        "swap": (gram, weight, mask, torch.zeros(3, dtype=torch.float64), 9, 0, None, inverse, True),
     }
 
 
@@ -52,6 +53,7 @@ OPS = (
     "obs",
     "block_obs",
     "sparsegpt",
+    "swap",
 )
 
 

@@ -11,7 +11,7 @@ from pyprune import NM, Block, LayerProblem, Unstructured, ops, solve, solvers
 from pyprune.errors import InputError, NumericsError
 
 SOLVERS = solvers.available()
-SOLVING = ("sparsegpt", "obs", "admm", "fast", "best")  # those that need the gram
+SOLVING = ("sparsegpt", "obs", "admm", "fast", "best", "swap")  # those that need the gram
 PATTERNS = [
     Unstructured(0.5),
     Unstructured(0.7, "layer"),
@@ -98,6 +98,7 @@ def test_better_solvers_are_better(pattern, generator):
     assert total["obs"] < min(total[other] for other in ("magnitude", "wanda", "sparsegpt"))
     assert total["best"] < total["fast"] < 0.95 * total["sparsegpt"]
     assert total["admm"] < 1.02 * total["best"]
+    assert total["swap"] < 0.99 * total["admm"]
     if not isinstance(pattern, pyprune.Block):  # greedy removal of whole blocks is hard to beat on such small problems
         assert total["best"] < 1.01 * total["obs"]
 
