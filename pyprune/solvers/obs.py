@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ def obs(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
     return outcome
 
 
-def obs_curve(problem: LayerProblem, patterns: Sequence[Pattern], damping: float) -> list[Outcome]:
+def obs_curve(problem: LayerProblem, patterns: Sequence[Pattern], damping: float) -> Iterator[Outcome]:
     """The same for several patterns, by one run for all that differ only in how much goes.
 
     Greedy removal is nested: what is gone at a lower sparsity is a prefix of what is gone at a higher one. So each
@@ -79,7 +79,7 @@ def obs_curve(problem: LayerProblem, patterns: Sequence[Pattern], damping: float
     for one in asked:
         steps.setdefault(one.kind, set()).add(one.steps)
     runs = {kind: _run(problem, kind, sorted(points), damping) for kind, points in steps.items()}
-    return [_read(problem, one, runs[one.kind], damping) for one in asked]
+    return (_read(problem, one, runs[one.kind], damping) for one in asked)
 
 
 def _ask(pattern: Pattern, rows: int, cols: int) -> _Asked:
