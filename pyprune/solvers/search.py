@@ -14,9 +14,9 @@ class Trail:
     """What searches for one pattern after another share on one problem, from dense to sparse.
 
     The metric and its inverses by penalty are the same to the last bit for all patterns of one ridge, such as those
-    up to 50 %. The state is not handed on: started from that of a neighbour 10 % denser, the search of ``best`` comes
-    as far in 18 iterations as from the dense weight in 24 on layers of a small BERT, but stays up to 9 % behind on
-    strongly correlated features, and with 24 it gains nothing.
+    up to 50 %. The state is not handed on. Begun at that of a neighbour 10 % denser, 18 iterations end within 0.4 % of
+    the error of 24 from the dense weight on layers of a small BERT, but up to 9 % above it on strongly correlated
+    features; and there all 24 gain nothing.
 
     Parameters
     ----------
