@@ -205,7 +205,5 @@ def split(
 
 
 def _select(pattern: Pattern, state: Tensor, within: Tensor | None) -> Tensor:
-    sizes = state.abs()
-    if within is not None:
-        sizes = torch.where(within, sizes.clamp_(min=torch.finfo(sizes.dtype).tiny), 0.0)
-    return pattern.select(sizes)
+    # Where a weight of size zero is kept all others are, so that a tie with a removed one goes by position as before.
+    return pattern.select(state.abs() if within is None else torch.where(within, state.abs(), 0.0))
