@@ -189,20 +189,21 @@ void admm_step(uintptr_t z, uintptr_t previous, uintptr_t mask, uintptr_t start,
 }
 
 void obs(uintptr_t pruned, uintptr_t order, uintptr_t loss, uintptr_t inverse, uintptr_t weight, uintptr_t count,
-         int type, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of, int threads) {
+         int type, int64_t points, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of,
+         int threads) {
     const int64_t all = area(rows, columns), square = area(columns, columns), trace = area(rows, steps);
+    const int64_t asked = area(points, rows), weights = area(asked, columns);
     require(type == 0 || type == 3, "removals must be in float32 or float64");
     require(steps <= columns, "more steps than columns");
     check_groups(columns, keep, of);
     check_threads(threads);
-    const int64_t* counts = pointer<const int64_t>(count, rows, "count");
-    for (int64_t row = 0; row < rows; ++row)
-        require(counts[row] >= 0 && counts[row] <= steps, "a row's count is out of range");
+    const int64_t* counts = pointer<const int64_t>(count, asked, "count");
+    for (int64_t i = 0; i < asked; ++i) require(counts[i] >= 0 && counts[i] <= steps, "a row's count is out of range");
     const auto& run = pyprune::kernels();
     py::gil_scoped_release release;
-    run.obs(pointer<double>(pruned, all, "pruned"), pointer<int64_t>(order, trace, "order"),
+    run.obs(pointer<double>(pruned, weights, "pruned"), pointer<int64_t>(order, trace, "order"),
             pointer<double>(loss, trace, "loss"), pointer<const double>(inverse, square, "inverse"),
-            pointer<const double>(weight, all, "weight"), counts, element(type), rows, columns, steps, keep, of,
+            pointer<const double>(weight, all, "weight"), counts, element(type), points, rows, columns, steps, keep, of,
             threads);
 }
 

@@ -28,7 +28,7 @@ import torch  # noqa: F401  (before the compiled extension, so that both share t
 from pyprune import ops, solvers
 from pyprune.errors import BackendError, InputError, NumericsError, PypruneError
 from pyprune.patterns import NM, Block, Unstructured
-from pyprune.solvers import LayerProblem, LayerSolution, solve
+from pyprune.solvers import LayerProblem, LayerSolution, solve, solve_curve
 from pyprune.version import __version__
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
     "ops",
     "prune",
     "solve",
+    "solve_curve",
     "solvers",
 ]
 

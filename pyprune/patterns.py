@@ -333,6 +333,11 @@ def pattern_from_dict(settings: dict[str, Any]) -> Unstructured | NM | Block:
     raise InputError("unknown kind of pattern", seen=repr(kind), hint='"unstructured", "nm" or "block"')
 
 
+def kind_of(pattern: Pattern) -> tuple[tuple[str, Any], ...]:
+    """All of a pattern but how much it keeps."""
+    return tuple((name, value) for name, value in pattern.to_dict().items() if name not in ("sparsity", "keep"))
+
+
 def assert_holds(pattern: Pattern, mask: Tensor, name: str) -> None:
     """Internal check: a solver must deliver exactly the pattern asked for."""
     if mask.dtype != torch.bool or not pattern.holds(mask):

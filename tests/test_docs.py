@@ -155,6 +155,7 @@ def test_readme_one_matrix(readme: Ran) -> None:
     assert pyprune.NM(2, 4).holds(found["in_groups"].mask)
     assert pyprune.Block(4, 2, 0.5).holds(found["in_blocks"].mask)
     assert int(found["by_layer"].mask.sum()) == round(0.3 * found["W"].numel())
+    assert [round(point.sparsity, 1) for point in found["curve"]] == [0.3, 0.5, 0.7, 0.9]
 
 
 def test_no_python_elsewhere() -> None:

@@ -3,10 +3,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyprune import NM, Block, Unstructured
 from pyprune.errors import InputError, NumericsError
-from pyprune.patterns import Pattern, kept_count, parse_pattern, pattern_from_dict
+from pyprune.patterns import Pattern, kept_count, kind_of, parse_pattern, pattern_from_dict
+
+steady = settings(derandomize=True, deadline=None, max_examples=60)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,41 @@ from pyprune.patterns import Pattern, kept_count, parse_pattern, pattern_from_di
 )
 def test_counts_round_half_up_in_decimal(numel, sparsity, kept):
     assert kept_count(numel, sparsity) == kept
+
+
+@steady
+@given(st.integers(0, 10**6), st.integers(0, 1000))
+def test_counts_are_those_of_whole_numbers(numel, mills):
+    """Any sparsity in thousandths, in integer arithmetic: half of a weight rounds up."""
+    assert kept_count(numel, mills / 1000) == (2 * numel * (1000 - mills) + 1000) // 2000
+
+
+@steady
+@given(st.data())
+def test_masks_of_one_score_are_nested(data):
+    """The sparser mask lies within the denser one, ties or not."""
+    rows, columns = data.draw(st.integers(1, 6)), 4 * data.draw(st.integers(1, 6))
+    value = st.sampled_from([0.0, 1.0, 2.0, 2.5])
+    scores = torch.tensor(data.draw(st.lists(value, min_size=rows * columns, max_size=rows * columns)))
+    scores = scores.reshape(rows, columns)
+    scope = data.draw(st.sampled_from(["row", "layer"]))
+    first, second = sorted(data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
+    least, most = sorted(data.draw(st.tuples(st.integers(0, 4), st.integers(0, 4))))
+    for denser, sparser in (
+        (Unstructured(first, scope), Unstructured(second, scope)),
+        (Block(1, 2, first, scope), Block(1, 2, second, scope)),
+        (NM(most, 4), NM(least, 4)),
+    ):
+        wide, narrow = denser.select(scores), sparser.select(scores)
+        assert denser.holds(wide)
+        assert sparser.holds(narrow)
+        assert not bool((narrow & ~wide).any())
+        assert kind_of(denser) == kind_of(sparser)
+
+
+def test_kinds():
+    kinds = [Unstructured(0.5), Unstructured(0.5, "layer"), NM(2, 4), NM(2, 8), Block(2, 4, 0.5), Block(4, 2, 0.5)]
+    assert len({kind_of(pattern) for pattern in kinds}) == len(kinds)
 
 
 @pytest.mark.parametrize("scope", ["row", "layer"])

@@ -39,6 +39,11 @@ struct Removals {
         inverse[count++] = root;
     }
     Real* row(int64_t t) const { return columns_of_v + column[t] * stride; }
+    Removals first(int64_t wanted) const {
+        Removals prefix = *this;
+        prefix.count = std::min(count, wanted);
+        return prefix;
+    }
 };
 
 template <class Real>

@@ -3,7 +3,7 @@
 //
 // Algorithm: symmetric rank-n update. Kept tokens are packed, widened, into zero-padded column panels
 //   (token_panels.h), 1024 at a time; the tiles on and above the diagonal are multiplied by the register-blocked
-//   micro-kernel (panel.h), and mirrored once at the end. Products and chains of 256 run in float32 (float64 for
+//   micro-kernel (panel.h), and mirrored once at the end. Products and chains of 256 (128 with AVX2) run in float32 (float64 for
 //   float64 input), chains are summed in float64: relative error about 1e-6 of |x|ᵀ|x| whatever n. bfloat16 is
 //   multiplied as it is where the processor can (two tokens an instruction), with the same error.
 // FLOPs: n k (k + 1), half of X.T @ X. Memory: x read once, panels of 1024·k written and re-read from cache,

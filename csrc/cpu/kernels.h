@@ -39,8 +39,8 @@ void admm_step(float* z, float* previous, const uint8_t* mask, const float* star
                float momentum, int64_t rows, int64_t columns, int threads);
 
 void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
-         const int64_t* count, ElementType type, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of,
-         int threads);
+         const int64_t* count, ElementType type, int64_t points, int64_t rows, int64_t columns, int64_t steps,
+         int64_t keep, int64_t of, int threads);
 
 void block_obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
                const int64_t* count, int64_t rows, int64_t columns, int64_t height, int64_t width, int64_t steps,

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // obs: exact greedy Optimal Brain Surgeon of each row             inverse A = H⁻¹ [k, k], weight [rows, k]
 //
+// Several counts a row are several points of one run: what is gone at the lower ones is a prefix, and L of a prefix
+// begins L, so that a point more costs its weights alone.
+//
 // One step of a row removes p = argmin w_p² / D_p over the open columns (D the current diagonal of the inverse of
 // what is left), adds its loss, and updates  w -= r w_p / D_p,  D -= r² / D_p  with r the current row p of that
 // inverse. Nobody rewrites an inverse per step:
@@ -53,7 +56,7 @@ struct Job {
     double* loss;
     const double *inverse, *weight;
     const int64_t* count;
-    int64_t columns, steps, keep, of;
+    int64_t points, rows, columns, steps, keep, of;
 };
 
 // What one thread needs for one row after another.
@@ -65,10 +68,12 @@ class RowTask {
           solver_(memory, job.inverse, unit, job.columns, job.steps), scaled_(memory.take<Real>(job.columns)) {}
 
     bool run(int64_t row) {
-        const int64_t k = job_.columns, steps = job_.steps, count = job_.count[row];
+        const int64_t k = job_.columns, steps = job_.steps;
         const double* weight = job_.weight + row * k;
-        double *pruned = job_.pruned + row * k, *loss = job_.loss + row * steps;
-        int64_t* order = job_.order + row * steps;
+        double* loss = job_.loss + row * steps;
+        int64_t *order = job_.order + row * steps, count = 0;
+        for (int64_t point = 0; point < job_.points; ++point)
+            count = std::max(count, job_.count[point * job_.rows + row]);
         double largest = 0.0;
         for (int64_t j = 0; j < k; ++j) largest = std::max(largest, std::abs(weight[j]));
         const double scale = power_near(largest);
@@ -79,12 +84,21 @@ class RowTask {
         std::copy(gone.column, gone.column + gone.count, order);
         std::fill(order + gone.count, order + steps, int64_t(-1));
         std::fill(loss + gone.count, loss + steps, whole ? 0.0 : std::numeric_limits<double>::quiet_NaN());
-        if (gone.count < k) return solver_.run(pruned, weight, gone, scale) && whole;
-        std::fill(pruned, pruned + k, 0.0);
-        return whole;
+        bool still = true;
+        for (int64_t point = 0; point < job_.points; ++point) {
+            const int64_t cell = point * job_.rows + row;
+            still &= weights(job_.pruned + cell * k, weight, gone.first(job_.count[cell]), scale);
+        }
+        return still && whole;
     }
 
   private:
+    bool weights(double* pruned, const double* dense, const Removals<Real>& gone, double scale) {
+        if (gone.count < job_.columns) return solver_.run(pruned, dense, gone, scale);
+        std::fill(pruned, pruned + job_.columns, 0.0);
+        return true;
+    }
+
     const Job& job_;
     double unit_;
     RowPruner<Real> pruner_;
@@ -127,9 +141,9 @@ int64_t run_single(const Job& job, int64_t* todo, int64_t rows, int threads) {
 }  // namespace
 
 void obs(double* pruned, int64_t* order, double* loss, const double* inverse, const double* weight,
-         const int64_t* count, ElementType type, int64_t rows, int64_t columns, int64_t steps, int64_t keep, int64_t of,
-         int threads) {
-    const Job job{pruned, order, loss, inverse, weight, count, columns, steps, keep, of};
+         const int64_t* count, ElementType type, int64_t points, int64_t rows, int64_t columns, int64_t steps,
+         int64_t keep, int64_t of, int threads) {
+    const Job job{pruned, order, loss, inverse, weight, count, points, rows, columns, steps, keep, of};
     if (rows == 0) return;
     Buffer<int64_t> todo(static_cast<size_t>(rows));
     for (int64_t row = 0; row < rows; ++row) todo[row] = row;

@@ -14,12 +14,12 @@ from pyprune.ops import library
 def obs(
     inverse: Tensor,  # [k, k]
     weight: Tensor,  # [rows, k]
-    count: int | Tensor,  # or int64 [rows]
+    count: int | Tensor,  # or int64 [rows] or [points, rows]
     *,
     keep: int = 0,
     of: int = 0,
     dtype: torch.dtype = torch.float64,
-) -> tuple[Tensor, Tensor, Tensor]:  # weight [rows, k], order [rows, steps], loss [rows, steps]
+) -> tuple[Tensor, Tensor, Tensor]:  # weight [rows, k] or [points, rows, k], order [rows, steps], loss [rows, steps]
     """Remove ``count`` weights from each row, always the one whose loss is least, updating the others.
 
     With ``A = H⁻¹`` of the weights still there, one step removes ``p = argmin w_p² / A_pp`` at a loss of
@@ -32,8 +32,8 @@ def obs(
         Inverse of the damped gram, symmetric positive definite, shared by the rows. Used in float64.
     weight : Tensor, shape (rows, k)
         Where to start: the dense weight, or the rectified one.
-    count : int or Tensor of int64, shape (rows,)
-        How many weights each row loses.
+    count : int or Tensor of int64, shape (rows,) or (points, rows)
+        How many weights each row loses. Several points are read off one run, which goes as far as the largest.
     keep, of : int
         With ``of > 0`` a weight may go only while its group of ``of`` consecutive ones holds more than ``keep``.
     dtype : torch.dtype
@@ -44,7 +44,7 @@ def obs(
 
     Returns
     -------
-    weight : Tensor, shape (rows, k), float64
+    weight : Tensor, shape (rows, k) or (points, rows, k), float64
         Exactly zero where removed; elsewhere the least-squares fit restricted to what is left.
     order : Tensor of int64, shape (rows, steps)
         The removed columns in order, -1 after a row's last step; ``steps`` is the largest count.
@@ -84,11 +84,16 @@ def obs(
 def _check(inverse: Tensor, weight: Tensor, count: int | Tensor, keep: int, of: int) -> Tensor:
     library.check_inverse("obs", inverse, weight)
     rows, features = weight.shape
-    counts = torch.as_tensor(count, dtype=torch.int64, device=weight.device).expand(rows).contiguous()
+    counts = torch.as_tensor(count, dtype=torch.int64, device=weight.device)
+    if counts.dim() > 2 or (counts.dim() and counts.shape[-1] != rows) or counts.shape[:-1] == (0,):
+        raise InputError(
+            "obs: count does not fit", asked=f"a number, [{rows}] or [points, {rows}]", seen=str(list(counts.shape))
+        )
+    counts = (counts if counts.dim() else counts.expand(rows)).contiguous()
     if of < 0 or (of and (features % of or not 0 <= keep <= of)):
         raise InputError("obs: the groups do not fit", asked=f"keep {keep} of {of}", seen=f"{features} columns")
     most = features // of * (of - keep) if of else features
-    if rows and (int(counts.min()) < 0 or int(counts.max()) > most):
+    if counts.numel() and (int(counts.min()) < 0 or int(counts.max()) > most):
         raise InputError(
             "obs: count is out of range",
             asked=f"{int(counts.min())} to {int(counts.max())} a row",
@@ -105,12 +110,12 @@ def obs_reference(
     inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int, single: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rank-1 updates of one explicit inverse per row; in float64, ``single`` or not."""
-    weight = weight.clone()
+    pruned = weight.expand(*count.shape, weight.shape[1]).clone()
     order = torch.full((len(weight), steps), -1, dtype=torch.int64, device=weight.device)
     loss = torch.zeros(len(weight), steps, dtype=torch.float64, device=weight.device)
-    for row, w in enumerate(weight):
-        a, live = inverse.clone(), torch.ones_like(w, dtype=torch.bool)
-        for step in range(int(count[row])):
+    for row, w in enumerate(weight.clone()):
+        a, live, wanted = inverse.clone(), torch.ones_like(w, dtype=torch.bool), count[..., row]
+        for step in range(int(wanted.max())):
             open_ = live & (a.diagonal() > 0)
             if of:
                 open_ &= (live.reshape(-1, of).sum(dim=1) > keep).repeat_interleave(of)
@@ -125,7 +130,8 @@ def obs_reference(
             a -= torch.outer(column, column / column[p])
             live[p] = False
             w[~live] = 0.0
-    return weight, order, loss
+            pruned[..., row, :][wanted == step + 1] = w
+    return pruned, order, loss
 
 
 @backends.implements("obs", "cpp")
@@ -133,7 +139,7 @@ def _obs_cpp(
     inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int, single: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, features = weight.shape
-    pruned = torch.empty_like(weight)
+    pruned = torch.empty(*count.shape, features, dtype=torch.float64)
     order = torch.empty(rows, steps, dtype=torch.int64)
     loss = torch.empty(rows, steps, dtype=torch.float64)
     backends.extension().obs(
@@ -144,6 +150,7 @@ def _obs_cpp(
         weight.data_ptr(),
         count.data_ptr(),
         library.ELEMENT_TYPE[torch.float32 if single else torch.float64],
+        count.shape[0] if count.dim() == 2 else 1,
         rows,
         features,
         steps,
@@ -158,7 +165,7 @@ _obs = library.register(
     "obs(Tensor inverse, Tensor weight, Tensor count, int steps, int keep, int of, bool single)"
     " -> (Tensor, Tensor, Tensor)",
     fake=lambda inverse, weight, count, steps, keep, of, single: (
-        torch.empty_like(weight),
+        weight.new_empty((*count.shape, weight.shape[1])),
         weight.new_empty((weight.shape[0], steps), dtype=torch.int64),
         weight.new_empty((weight.shape[0], steps)),
     ),

@@ -8,10 +8,12 @@ from pyprune.patterns import Pattern
 from pyprune.solvers.outcome import Outcome
 from pyprune.solvers.problem import LayerProblem
 from pyprune.solvers.refit import refit
-from pyprune.solvers.splitting import NaturalMetric, Schedule, split
+from pyprune.solvers.search import Trail, search
 
 
-def admm(problem: LayerProblem, pattern: Pattern, damping: float, *, iterations: int = 100) -> Outcome:
+def admm(
+    problem: LayerProblem, pattern: Pattern, damping: float, trail: Trail | None = None, *, iterations: int = 100
+) -> Outcome:
     """Search the mask by ADMM (Boža, arXiv 2401.02938; ALPS, Meng et al. 2024), then fit exactly on it.
 
     The penalty grows through four stages; the search ends early once an iteration exchanges less than one of 100,000
@@ -24,6 +26,5 @@ def admm(problem: LayerProblem, pattern: Pattern, damping: float, *, iterations:
     """
     if iterations < 1:
         raise InputError("admm: iterations must be positive", seen=str(iterations))
-    metric = NaturalMetric(problem, pattern, damping)
-    mask, _ = split(pattern, metric, Schedule.of(pattern, iterations, settled=1e-5))
+    mask, _, _ = search(problem, pattern, damping, iterations, trail, settled=1e-5)
     return refit(problem, mask, damping)

@@ -11,7 +11,7 @@ from pyprune.solvers.exchange import exchange, price
 from pyprune.solvers.outcome import Outcome
 from pyprune.solvers.problem import LayerProblem
 from pyprune.solvers.refit import quick_refit, refit
-from pyprune.solvers.splitting import NaturalMetric, Schedule, split
+from pyprune.solvers.search import Trail, search
 
 _BEST = 24  # iterations of a small layer with a budget of 1
 
@@ -26,7 +26,7 @@ def _effort(problem: LayerProblem) -> float:
     return max(columns / (1 + 700 / max(rows, 1)) / 136, 1.0)
 
 
-def fast(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
+def fast(problem: LayerProblem, pattern: Pattern, damping: float, trail: Trail | None = None) -> Outcome:
     """Some five iterations of splitting, more for groups, and a refit: in the time of the published SparseGPT.
 
     The error is 0.53 to 0.7 of SparseGPT's. Where a direct refit would cost more than the search it ends within about a
@@ -35,10 +35,12 @@ def fast(problem: LayerProblem, pattern: Pattern, damping: float) -> Outcome:
     effort = _effort(problem)
     groups = max(5, round(12 / math.sqrt(effort)))
     singles = 5 if effort < 3 else 4
-    return _search(problem, pattern, damping, groups if isinstance(pattern, NM) else singles, gain=1e-3)
+    return _search(problem, pattern, damping, groups if isinstance(pattern, NM) else singles, trail, gain=1e-3)
 
 
-def best(problem: LayerProblem, pattern: Pattern, damping: float, *, budget: float = 1.0) -> Outcome:
+def best(
+    problem: LayerProblem, pattern: Pattern, damping: float, trail: Trail | None = None, *, budget: float = 1.0
+) -> Outcome:
     """A longer search and a refit: ALPS's error or less.
 
     Parameters
@@ -56,15 +58,16 @@ def best(problem: LayerProblem, pattern: Pattern, damping: float, *, budget: flo
     iterations = max(3, round(default * budget))
     # Where two default searches are left beside them, exchanges bring more than further iterations.
     left = iterations - price(problem, pattern)
-    if left >= 2 * default:
-        mask, _ = split(pattern, NaturalMetric(problem, pattern, damping), Schedule.of(pattern, round(left)))
+    if left >= 2 * default and not (trail is not None and trail.nested):
+        mask, _, _ = search(problem, pattern, damping, round(left), trail)
         return exchange(problem, pattern, mask, damping)
-    return _search(problem, pattern, damping, iterations, gain=2e-5 if budget < 2 else 0.0)
+    return _search(problem, pattern, damping, iterations, trail, gain=2e-5 if budget < 2 else 0.0)
 
 
-def _search(problem: LayerProblem, pattern: Pattern, damping: float, iterations: int, *, gain: float) -> Outcome:
-    metric = NaturalMetric(problem, pattern, damping)
-    mask, point = split(pattern, metric, Schedule.of(pattern, iterations))
+def _search(
+    problem: LayerProblem, pattern: Pattern, damping: float, iterations: int, trail: Trail | None, *, gain: float
+) -> Outcome:
+    mask, point, metric = search(problem, pattern, damping, iterations, trail)
     if gain == 0.0:
         return refit(problem, mask, damping)
     return quick_refit(problem, mask, metric, point, damping, gain=gain)

@@ -38,6 +38,11 @@ def _hardness(pattern: Pattern) -> float:
     return 0.75 * max(hardness, 0.0) if isinstance(pattern, NM) else hardness
 
 
+def search_ridge(pattern: Pattern) -> float:
+    """The search's own damping, a part of each diagonal entry: all that the metric takes from the pattern."""
+    return 0.01 + 0.02 * max(0.0, _hardness(pattern))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long to search, and how.
@@ -104,8 +109,12 @@ class NaturalMetric:
     The search's own damping is relative to each diagonal entry, and more at high sparsity: directions without energy
     must not decide. Dead columns get the scale 0 and so are the first to go.
 
+    With ``remember`` it keeps the inverses it has made, for the next search.
+
     Attributes
     ----------
+    ridge : float
+        :func:`search_ridge` of the pattern.
     scale : Tensor, shape (k,), float64
         Weights are multiplied by it.
     system : Tensor, shape (k, k), float64
@@ -114,21 +123,27 @@ class NaturalMetric:
         The dense optimum in this metric.
     """
 
-    def __init__(self, problem: LayerProblem, pattern: Pattern, damping: float) -> None:
+    def __init__(self, problem: LayerProblem, pattern: Pattern, damping: float, *, remember: bool = False) -> None:
         problem.factorise(damping)  # says what is wrong with the gram, if anything is
         root = problem.gram.diagonal().clamp(min=0).sqrt()
         inverse_root = torch.where(root > 0, 1.0 / root, 1.0)
-        ridge = 0.01 + 0.02 * max(0.0, _hardness(pattern))
-        unit = ops.rescale(problem.gram, inverse_root, shift=ridge)
+        self.ridge = search_ridge(pattern)
+        unit = ops.rescale(problem.gram, inverse_root, shift=self.ridge)
         spread = self._inverse(unit, 0.0, problem.name).diagonal().double().sqrt()
         self.system = ops.rescale(unit, spread)
         self.scale = root / spread
         self.start = (problem.start(damping) * self.scale).float().contiguous()
         self._name = problem.name
+        self._made: dict[float, Tensor] | None = {} if remember else None
 
     def multiplier(self, penalty: float) -> Tensor:
-        """``ρ (H + ρI)⁻¹``, float32 ``[k, k]``."""
-        return self._inverse(self.system, penalty, self._name).mul_(penalty)
+        """``ρ (H + ρI)⁻¹``, float32 ``[k, k]``; not to be changed."""
+        if self._made is not None and penalty in self._made:
+            return self._made[penalty]
+        made = self._inverse(self.system, penalty, self._name).mul_(penalty)
+        if self._made is not None:
+            self._made[penalty] = made
+        return made
 
     @staticmethod
     def _inverse(system: Tensor, ridge: float, name: str) -> Tensor:
@@ -143,8 +158,19 @@ class NaturalMetric:
         )
 
 
-def split(pattern: Pattern, metric: NaturalMetric, schedule: Schedule) -> tuple[Tensor, Tensor]:
+def split(
+    pattern: Pattern,
+    metric: NaturalMetric,
+    schedule: Schedule,
+    *,
+    within: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Search a mask.
+
+    Parameters
+    ----------
+    within : Tensor of bool, shape (rows, k), optional
+        Only these weights may be kept.
 
     Returns
     -------
@@ -154,7 +180,7 @@ def split(pattern: Pattern, metric: NaturalMetric, schedule: Schedule) -> tuple[
     """
     state = metric.start.clone()
     previous = state.clone()
-    mask = pattern.select(state.abs())
+    mask = _select(pattern, state, within)
     kept = max(1, int(mask.sum()))
     multiplier, stage = state, -1
     for iteration in range(schedule.iterations):
@@ -170,9 +196,14 @@ def split(pattern: Pattern, metric: NaturalMetric, schedule: Schedule) -> tuple[
             momentum=schedule.momentum,
             previous=previous,
         )
-        following = pattern.select(state.abs())
+        following = _select(pattern, state, within)
         done = schedule.settled > 0 and int((following != mask).sum()) <= 2 * schedule.settled * kept
         mask = following
         if done:
             break
     return mask, torch.where(mask, state, 0.0)
+
+
+def _select(pattern: Pattern, state: Tensor, within: Tensor | None) -> Tensor:
+    # Where a weight of size zero is kept all others are, so that a tie with a removed one goes by position as before.
+    return pattern.select(state.abs() if within is None else torch.where(within, state.abs(), 0.0))

@@ -192,6 +192,25 @@ def test_counts_may_differ_by_row(backend, dtype, generator):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("keep", "of"), [(0, 0), (1, 4)])
+def test_points_of_one_run(backend, keep, of, dtype, generator):
+    """Each has the weights of a run that ends there; the order is that of the longest."""
+    gram = gram_of(features(400, 100, generator, "correlated"), 1e-3)
+    inverse, weight = torch.linalg.inv(gram), torch.randn(3, 100, dtype=torch.float64, generator=generator)
+    counts = torch.tensor([[0, 9, 75], [75, 1, 33], [32, 74, 33]])
+    pruned, order, loss = ops.obs(inverse, weight, counts, keep=keep, of=of, dtype=dtype)
+    assert pruned.shape == (3, 3, 100)
+    longest = ops.obs(inverse, weight, counts.max(dim=0).values, keep=keep, of=of, dtype=dtype)
+    assert torch.equal(order, longest[1])
+    assert torch.equal(loss, longest[2])
+    for point, count in zip(pruned, counts, strict=True):
+        alone = ops.obs(inverse, weight, count, keep=keep, of=of, dtype=dtype)[0]
+        assert torch.equal(point == 0, alone == 0)
+        assert relative(point, alone) <= GREEDY
+    assert torch.equal(ops.obs(inverse, weight, counts[:1], keep=keep, of=of, dtype=dtype)[0][0][0], weight[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [5, 130])
 def test_ties_go_to_the_lower_column(backend, columns, dtype):
     _, order, _ = ops.obs(torch.eye(columns), torch.ones(1, columns), columns - 2, dtype=dtype)
@@ -250,6 +269,9 @@ def test_errors_say_what_was_seen():
         ops.obs(torch.eye(3), torch.ones(1, 3), 4)
     with pytest.raises(InputError, match=r"inverse \[3, 3\]"):
         ops.obs(torch.eye(3), torch.ones(1, 4), 1)
+    for shape in [(2,), (2, 2), (0, 1), (1, 1, 1)]:
+        with pytest.raises(InputError, match=r"count does not fit\n.*\[1\] or \[points, 1\]"):
+            ops.obs(torch.eye(3), torch.ones(1, 3), torch.zeros(shape, dtype=torch.int64))
     with pytest.raises(InputError, match="groups"):
         ops.obs(torch.eye(3), torch.ones(1, 3), 1, keep=1, of=2)
     with pytest.raises(InputError, match="float32 or float64"):
