@@ -24,12 +24,13 @@ HEADS = {
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForCausalLM": "AutoModelForCausalLM",
 }
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
 def open_model(name: str, *, head: str | None = None, families: Sequence[str] | None = None) -> Any:
-    """Load a fine-tuned encoder in float32, in evaluation mode.
+    """Load a model with its head in float32, in evaluation mode.
 
     Parameters
     ----------

@@ -29,8 +29,8 @@ def count(model: nn.Module, adapter: Adapter, masks: Mapping[str, Tensor], token
     -------
     dict
         ``linear_weights``: weights of the pruned linears. ``encoder_parameters``: all parameters of the blocks, with
-        biases and norms. ``encoder_without_norms``: with biases, without norms.
-        ``encoder_and_embeddings``: everything below the pooler and heads. ``all_parameters``.
+        biases and norms. ``encoder_without_norms``: with biases, without norms. ("Encoder": the blocks, of decoders
+        too.) ``encoder_and_embeddings``: everything below the pooler and heads. ``all_parameters``.
         ``encoder_macs``: multiply-accumulates of the blocks per token, zeros skipped, with attention's own.
         ``heads_and_neurons``: heads and feed-forward neurons from which nothing is read any more.
     """
@@ -39,18 +39,23 @@ def count(model: nn.Module, adapter: Adapter, masks: Mapping[str, Tensor], token
     weights = sum(mask.numel() for mask in masks.values())
     encoder = sum(p.numel() for block in blocks for p in block.parameters())
     norms = sum(
-        p.numel() for block in blocks for m in block.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()
+        p.numel()
+        for block in blocks
+        for m in block.modules()
+        if type(m).__name__.endswith(("LayerNorm", "RMSNorm"))
+        for p in m.parameters()
     )
-    base: nn.Module = getattr(model, "base_model", model)
-    embeddings = sum(p.numel() for p in base.get_submodule("embeddings").parameters())
-    config: Any = model.config
+    embeddings = sum(p.numel() for module in adapter.embedding_modules(model) for p in module.parameters())
+    # Keys a query meets; the attention output reads as many features as queries and contexts have.
+    keys = (tokens + 1) / 2 if adapter.causal else tokens
+    width = adapter.linears(blocks[0])[adapter.groups[1][0]].in_features
     totals = {
         "linear_weights": weights,
         "encoder_parameters": encoder,
         "encoder_without_norms": encoder - norms,
         "encoder_and_embeddings": encoder + embeddings,
         "all_parameters": sum(p.numel() for p in model.parameters()),
-        "encoder_macs": weights + round(len(blocks) * 2 * tokens * int(config.hidden_size)),
+        "encoder_macs": weights + round(len(blocks) * 2 * keys * width),
     }
     counts = {name: {"removed": removed, "total": total} for name, total in totals.items()}
     counts["heads_and_neurons"] = _units(model, adapter, masks)

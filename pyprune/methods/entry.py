@@ -78,16 +78,17 @@ def prune(
     dry_run: bool = False,
     solver_options: Mapping[str, Any] | None = None,
 ) -> PruneResult:
-    """Prune all linears of a fine-tuned encoder, without retraining and without labels.
+    """Prune all linears of a model's blocks, without retraining and without labels.
 
-    Embeddings, norms, biases, the pooler and the task's head are not pruned. Statistics, targets and solutions are
+    Embeddings, norms, biases, the pooler and the head are not pruned. Statistics, targets and solutions are
     computed in evaluation mode, float32 with float64 sums. The same seed, machine and thread count give the same
     bits; no global random state is touched.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA or DistilBERT with any head. Not changed unless ``inplace``.
+        BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, LLaMA, Mistral, Qwen2, Qwen3 or OPT with any head. Not
+        changed unless ``inplace``.
     data
         Calibration text without labels: texts, pairs of texts, a ``datasets.Dataset``,
         :class:`pyprune.tasks.Examples`, or batches with ``input_ids`` and ``attention_mask``.
