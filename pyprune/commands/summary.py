@@ -83,14 +83,16 @@ def plan_text(plan: dict[str, Any]) -> str:
     ]
     rows.append(("weights", total))
     rows.append(("calibration", f"{data['sentences']:,} rows, {data['tokens']:,} tokens in {data['batches']} batches"))
-    rows.append(("memory", f"about {common.mebibytes(memory['total'])} beyond the model as loaded, of it"))
+    where = "in all, never the whole model at once" if plan["streaming"] else "beyond the model as loaded"
+    rows.append(("memory", f"about {common.mebibytes(memory['total'])} {where}, of it"))
     rows += [
         ("", f"{common.mebibytes(memory[name])} {name.replace('_', ' ')}")
         for name in memory
         if name not in ("total", "disk") and memory[name]
     ]
     if memory.get("disk"):
-        rows.append(("disk", f"{common.mebibytes(memory['disk'])} in --spill while it runs"))
+        what = "for journal, result and --spill" if plan["streaming"] else "in --spill while it runs"
+        rows.append(("disk", f"{common.mebibytes(memory['disk'])} {what}"))
     rows += [("note", note) for note in plan.get("notes", ())]
     rows.append(("", "dry run: nothing was changed or written"))
     return common.table(rows)

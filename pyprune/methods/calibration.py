@@ -64,6 +64,14 @@ class Calibration:
             "batches": len(self.batches),
         }
 
+    def choices(self, samples: int | None, batch_size: int | None) -> dict[str, Any]:
+        """Settings that led to these batches, for a report."""
+        return {
+            "samples": DEFAULT_SAMPLES if samples is None else samples,
+            "max_length": self.max_length,
+            "batch_size": DEFAULT_BATCH if batch_size is None else batch_size,
+        }
+
 
 def gather(
     data: Any,
@@ -77,6 +85,7 @@ def gather(
     seed: int = 0,
     text: str | None = None,
     text_pair: str | None = None,
+    device: torch.device | None = None,
 ) -> Calibration:
     """Sample, tokenise and batch calibration data.
 
@@ -102,6 +111,8 @@ def gather(
     seed : int
     text, text_pair : str, optional
         Columns of a ``Dataset``; guessed otherwise.
+    device : torch.device, optional
+        Where the batches go. Default: where the model is.
 
     Raises
     ------
@@ -110,12 +121,10 @@ def gather(
     """
     samples = _positive("samples", samples, DEFAULT_SAMPLES)
     batch_size = _positive("batch_size", batch_size, DEFAULT_BATCH)
-    limit = adapter.longest(getattr(model, "config", None))
-    length = _positive("max_length", max_length, min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH))
-    if limit is not None and length > limit:
-        raise InputError(f"max_length {length} is more than the model can read", seen=f"{limit} positions")
+    config: Any = getattr(model, "config", None)
+    limit, length = adapter.longest(config), _length(adapter, config, max_length)
     accepted = [name for name in _INPUTS if name in inspect.signature(model.forward).parameters]
-    device = next(model.parameters()).device
+    device = next(model.parameters()).device if device is None else device
     rows = _rows(data, tokenizer, samples, length, seed, text, text_pair)
     notes: tuple[str, ...] = ()
     if isinstance(rows, _Ready):
@@ -140,6 +149,27 @@ def gather(
         max_length=reached,
         notes=notes,
     )
+
+
+def random_batches(
+    model: nn.Module, adapter: Adapter, samples: int | None, max_length: int | None, batch_size: int | None, seed: int
+) -> list[dict[str, Tensor]]:
+    """Batches of random tokens, for a model whose weights are random too; arguments as for :func:`gather`."""
+    config: Any = model.config
+    length = _length(adapter, config, max_length)
+    count = _positive("samples", samples, DEFAULT_SAMPLES)
+    size = min(_positive("batch_size", batch_size, DEFAULT_BATCH), max(1, _MOST_TOKENS // length))
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(int(config.vocab_size), (count, length), generator=generator)
+    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in torch.split(ids, size)]
+
+
+def _length(adapter: Adapter, config: Any, asked: int | None) -> int:
+    limit = adapter.longest(config)
+    length = _positive("max_length", asked, min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH))
+    if limit is not None and length > limit:
+        raise InputError(f"max_length {length} is more than the model can read", seen=f"{limit} positions")
+    return length
 
 
 @dataclass(frozen=True)

@@ -253,8 +253,9 @@ def quiet(model: nn.Module) -> Iterator[None]:
             module.chunk_size_feed_forward = 0  # type: ignore[assignment]
         model.eval()
         torch.set_float32_matmul_precision("highest")  # TF32 or bf16 products would destroy small eigendirections
-        device = next(model.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device_type=device, enabled=False):
+        with torch.no_grad(), ExitStack() as stack:
+            for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+                stack.enter_context(torch.autocast(device_type=device, enabled=False))
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

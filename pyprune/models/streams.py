@@ -134,7 +134,7 @@ class DualStream:
         self._calls: list[BlockCall] = []
         self._arity: int | None = None
         first = adapter.blocks(model)[0]
-        device = next(model.parameters()).device
+        device = batches[0]["input_ids"].device
         config: Any = model.config
         width = int(config.hidden_size)
         shapes = [(*mask.shape, width) for mask in self._keep]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pyprune
 from pyprune.errors import InputError, NumericsError
-from pyprune.methods.entry import RECIPES
+from pyprune.methods.request import RECIPES
 from pyprune.models import adapter_for
 from pyprune.models.replay import quiet
 from pyprune.models.streams import DualStream
