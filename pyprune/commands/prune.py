@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.commands import common, streaming
+from pyprune.commands.evaluate import compared, judge
 from pyprune.commands.summary import plan_text, prune_text
 from pyprune.errors import InputError, PypruneError
 
@@ -59,8 +60,12 @@ def add(commands: Any) -> None:
     )
     data.add_argument("--task", metavar="TASK", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
     common.add_columns(data)
-    data.add_argument("--samples", type=common.positive, metavar="N", help="rows drawn for calibration (default 2560)")
-    data.add_argument("--max-length", type=common.positive, metavar="N", help="tokens per row (default 128)")
+    data.add_argument(
+        "--samples", type=common.positive, metavar="N", help="rows for calibration (default 2560; language models: 128)"
+    )
+    data.add_argument(
+        "--max-length", type=common.positive, metavar="N", help="tokens per row (default 128; language models: 2048)"
+    )
     data.add_argument("--batch-size", type=common.positive, metavar="N", help="rows per forward pass (default 64)")
     data.add_argument("--seed", type=common.seed, default=0, metavar="N", help="of the draw (default 0)")
     how = parser.add_argument_group("pruning")
@@ -98,7 +103,9 @@ def add(commands: Any) -> None:
     out.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for the pruned model (replaced if made by pyprune)"
     )
-    out.add_argument("--evaluate", metavar="FILE", help="labelled data: accuracy of the dense and the pruned model")
+    out.add_argument(
+        "--evaluate", metavar="FILE", help="accuracy of both models on labelled data, of language models perplexity"
+    )
     out.add_argument("--no-evaluate", action="store_true", help="with --task: leave the evaluation out")
     out.add_argument("--resume", action="store_true", help="go on with the finished blocks in OUTPUT.journal")
     out.add_argument("--dry-run", action="store_true", help="print plan and memory, change nothing")
@@ -113,10 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
     _check_usage(arguments)
 
     from pyprune import models, tasks
-    from pyprune.commands.checkpoints import open_model, open_tokenizer
+    from pyprune.commands.checkpoints import head_of, open_model, open_tokenizer
     from pyprune.methods import prune
     from pyprune.progress import for_terminal
-    from pyprune.tasks.metrics import compare
 
     settings = _settings(arguments)
     task = tasks.find_task(arguments.task) if arguments.task else None
@@ -127,8 +133,9 @@ def run(arguments: argparse.Namespace) -> int:
     examples = None if source is None else tasks.load_texts(source, split=arguments.split, task=task, **columns)
     if streaming.streamed(arguments):
         return _run_streaming(arguments, examples)
-    held_out = _held_out(arguments, task, columns)
-    head = "ForSequenceClassification" if held_out is not None else None
+    judged = head_of(arguments.model)
+    held_out = _held_out(arguments, task, columns, labelled=judged != "ForCausalLM")
+    head = judged if held_out is not None else None
     model = open_model(arguments.model, head=head, families=models.families())
     tokenizer = open_tokenizer(arguments.model)
 
@@ -137,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             return _tell_plan(arguments, prune(model, examples, tokenizer=tokenizer, dry_run=True, **settings).report)
         options = {"tokenizer": tokenizer, "batch_size": 64, "progress": progress}
-        dense = tasks.evaluate(model, held_out, **options) if held_out is not None else None
+        dense = judge(model, held_out, **options) if held_out is not None else None
         journal = _journal(arguments.output) if arguments.output is not None else None
         result = _resumable(
             journal,
@@ -153,13 +160,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
         evaluation = None
         if held_out is not None and dense is not None:
-            pruned = tasks.evaluate(result.model, held_out, **options)
+            pruned = judge(result.model, held_out, **options)
             evaluation = {
                 "source": held_out.source,
                 "sha256": held_out.sha256,
                 "dense": dense.to_dict(),
                 "pruned": pruned.to_dict(),
-                "comparison": compare(dense, pruned),
+                "comparison": compared(dense, pruned),
             }
             result.report["evaluation"] = common.jsonable(evaluation)
     saved = None
@@ -268,8 +275,8 @@ def _check_output(output: Path, model: str) -> None:
     common.writable_parent(target)
 
 
-def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any]) -> Any:
-    """Labelled examples to evaluate on, or None."""
+def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any], *, labelled: bool) -> Any:
+    """Examples to evaluate on, or None."""
     from pyprune import tasks
 
     source = arguments.evaluate
@@ -282,7 +289,7 @@ def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any])
     if source is None:
         return None
     examples = tasks.load_texts(source, task=task, purpose="evaluation", **columns)
-    if examples.labels is None:
+    if labelled and examples.labels is None:
         raise InputError(
             f"{examples.source} has no labels, and evaluation needs them",
             hint="a file with a label column (--label COLUMN if it has another name), or leave --evaluate out",

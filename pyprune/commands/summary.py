@@ -47,6 +47,11 @@ def evaluation_rows(evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:
     if evaluation is None:
         return []
     dense, pruned = evaluation["dense"], evaluation["pruned"]
+    if dense["metric"] == "perplexity":
+        values = (
+            f"{dense['value']:.4g} dense -> {pruned['value']:.4g} pruned ({pruned['predicted']:,} tokens predicted)"
+        )
+        return [("perplexity", values), ("", f"{evaluation['source']}")]
     rows: list[tuple[str, str]] = []
     if dense["metric"] != "accuracy":
         rows.append((dense["metric"], f"{dense['value']:.4f} dense -> {pruned['value']:.4f} pruned"))

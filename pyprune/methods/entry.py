@@ -81,9 +81,10 @@ def prune(
     damping : float, optional
         Ridge relative to the mean diagonal of the inputs' second moments. Default: the solver's own.
     samples : int, optional
-        Calibration sentences at most, drawn without replacement. Default 2560.
+        Calibration sentences at most, drawn without replacement. Default 2560. For causal language models texts are
+        joined and cut into sequences of ``max_length``, 128 of them.
     max_length : int, optional
-        Tokens of a sentence at most. Default 128.
+        Tokens of a sentence at most. Default 128, for causal language models 2048.
     batch_size : int, optional
         Sentences per forward pass at most. Default 64.
     seed : int
@@ -189,7 +190,7 @@ def prune(
         adapter,
         sha256=given_sha256,
         device=device,
-        choices=calibration.choices(samples, batch_size) | {"spill": spill is not None},
+        choices=calibration.choices(batch_size) | {"spill": spill is not None},
         clock=clock,
     )
     return PruneResult(work, outcome.masks, report, tokenizer)

@@ -133,7 +133,7 @@ def prune_streaming(
     )
     folder = Path(source).expanduser()
     config = read_config(folder)
-    weights: Source = RandomWeights(seed, config.initializer_range) if random_weights else Checkpoint(folder)
+    weights: Source = RandomWeights.like(config, seed) if random_weights else Checkpoint(folder)
     skeleton = Skeleton(config, weights, device)
     if data is None:
         if not random_weights:
@@ -182,7 +182,7 @@ def prune_streaming(
             progress=progress,
             keep_masks=False,
         ).run()
-    choices = calibration.choices(samples, batch_size)
+    choices = calibration.choices(batch_size)
     report = make_report(
         request,
         plan,

@@ -129,11 +129,15 @@ class RandomWeights:
     ----------
     seed : int
     deviation : float
-        ``config.initializer_range``.
     """
 
     def __init__(self, seed: int, deviation: float) -> None:
         self._seed, self._deviation = seed, deviation
+
+    @classmethod
+    def like(cls, config: Any, seed: int) -> RandomWeights:
+        """With the deviation a config names; OPT has another word for it."""
+        return cls(seed, float(getattr(config, "initializer_range", None) or getattr(config, "init_std", 0.02)))
 
     def spec(self, name: str, like: Tensor) -> Spec:
         """As the parameter to be filled."""
