@@ -137,7 +137,8 @@ class RandomWeights:
     @classmethod
     def like(cls, config: Any, seed: int) -> RandomWeights:
         """With the deviation a config names; OPT has another word for it."""
-        return cls(seed, float(getattr(config, "initializer_range", None) or getattr(config, "init_std", 0.02)))
+        deviation: float = config.initializer_range if hasattr(config, "initializer_range") else config.init_std
+        return cls(seed, deviation)
 
     def spec(self, name: str, like: Tensor) -> Spec:
         """As the parameter to be filled."""
