@@ -50,7 +50,7 @@ class MemoryStore:
 
     def put(self, index: int, value: Tensor) -> None:
         tensor = self._tensors[index]
-        tensor.copy_(value.detach().view(tensor.shape))
+        tensor.copy_(value.detach().reshape(tensor.shape))
 
     def close(self) -> None:
         self._tensors = []
