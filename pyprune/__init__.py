@@ -32,11 +32,16 @@ from pyprune.solvers import LayerProblem, LayerSolution, solve, solve_curve
 from pyprune.version import __version__
 
 if TYPE_CHECKING:
-    from pyprune.methods import prune
+    from pyprune.methods import prune, prune_streaming
     from pyprune.result import PruneResult, load
 
 # Whole-model names need transformers; they are imported when first used, so that the solver alone stays light.
-_LAZY = {"prune": "pyprune.methods", "load": "pyprune.result", "PruneResult": "pyprune.result"}
+_LAZY = {
+    "prune": "pyprune.methods",
+    "prune_streaming": "pyprune.methods",
+    "load": "pyprune.result",
+    "PruneResult": "pyprune.result",
+}
 
 __all__ = [
     "NM",
@@ -53,6 +58,7 @@ __all__ = [
     "load",
     "ops",
     "prune",
+    "prune_streaming",
     "solve",
     "solve_curve",
     "solvers",

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,38 +72,14 @@ class PruneResult:
         InputError
             The path holds something other than an earlier result, the disk is full, or it was a dry run.
         """
-        target = Path(path).expanduser().absolute()
         if self.dry_run:
             raise InputError("a dry run has nothing to save", hint="run without dry_run")
-        check_target(target)
-        tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._check_room(target.parent)
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            self._write(part, tokenizer)
-            _swap(part, target)
-        except InputError:
-            raise
-        except Exception as error:  # safetensors and tokenizers raise their own types for a failed write
-            raise write_error(error, target.parent, "the pruned model") from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        return target
-
-    def _check_room(self, folder: Path) -> None:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         needed = sum(t.numel() * t.element_size() for t in tensors) + sum(m.numel() for m in self.masks.values()) // 8
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise InputError(
-                f"the disk of {folder} is full: the pruned model could not be written",
-                asked=f"{needed / 2**20:.0f} MiB",
-                seen=f"{free / 2**20:.0f} MiB free; nothing that was there before has been touched",
-                hint="free some space, or another folder",
-            )
+        target = Path(path).expanduser().absolute()
+        with whole_folder(target, needed) as part:
+            self._write(part, self.tokenizer if tokenizer is None else tokenizer)
+        return target
 
     def _write(self, folder: Path, tokenizer: Any) -> None:
         from safetensors.torch import save_file
@@ -110,17 +88,69 @@ class PruneResult:
         model.save_pretrained(folder, safe_serialization=True) if _takes_flag() else model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        packed = {name: _pack(mask) for name, mask in self.masks.items()}
-        shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
-        save_file(packed, folder / MASKS, metadata={"shapes": json.dumps(shapes)})
-        text = json.dumps(self.report, indent=1, ensure_ascii=False, allow_nan=False)
-        (folder / REPORT).write_text(text + "\n", encoding="utf-8")
-        mode = stat.S_IMODE((folder / REPORT).stat().st_mode)
-        for file in folder.iterdir():
-            file.chmod(mode)  # safetensors writes files only their owner can read
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        sync_folder(folder)
+        packed = {name: pack(mask) for name, mask in self.masks.items()}
+        save_file(packed, folder / MASKS, metadata=shapes_of(self.masks))
+        write_report(folder, self.report)
+
+
+@contextmanager
+def whole_folder(target: Path, needed: int) -> Iterator[Path]:
+    """A new folder to write to, which takes the place of ``target`` if all goes well.
+
+    Parameters
+    ----------
+    target : Path
+        Absolute. Nothing, an empty folder or an earlier result.
+    needed : int
+        Bytes that will be written.
+
+    Raises
+    ------
+    InputError
+        The path holds something other than an earlier result, or the disk is full.
+    """
+    check_target(target)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(target.parent, needed)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        yield part
+        _seal(part)
+        _swap(part, target)
+    except InputError:
+        raise
+    except Exception as error:  # safetensors and tokenizers raise their own types for a failed write
+        raise write_error(error, target.parent, "the pruned model") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"the disk of {folder} is full: the pruned model could not be written",
+            asked=f"{needed / 2**20:.0f} MiB",
+            seen=f"{free / 2**20:.0f} MiB free; nothing that was there before has been touched",
+            hint="free some space, or another folder",
+        )
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write ``pyprune.json``."""
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / REPORT).write_text(text + "\n", encoding="utf-8")
+
+
+def _seal(folder: Path) -> None:
+    mode = stat.S_IMODE((folder / REPORT).stat().st_mode)
+    for file in folder.iterdir():
+        file.chmod(mode)  # safetensors writes files only their owner can read
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    sync_folder(folder)
 
 
 def _takes_flag() -> bool:
@@ -157,7 +187,12 @@ def _swap(part: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def _pack(mask: Tensor) -> Tensor:
+def shapes_of(masks: Mapping[str, Tensor]) -> dict[str, str]:
+    """Metadata of the file of masks: what shapes the bits have."""
+    return {"shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()})}
+
+
+def pack(mask: Tensor) -> Tensor:
     """Row-major bits, eight to a byte, the first in the highest bit; the last byte padded with zeros."""
     import numpy as np
 

@@ -22,7 +22,7 @@ from pyprune import cli, demo, models, solvers
 from pyprune.commands import demo as demo_command
 from pyprune.commands.summary import prune_text
 from pyprune.demo import story
-from pyprune.methods.entry import RECIPES
+from pyprune.methods.request import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 DROP_IN = "docs/drop-in.md"

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "opt")
+FAMILIES = ENCODERS + DECODERS
 _CLASSES = {
     "bert": "Bert",
     "roberta": "Roberta",
@@ -18,8 +20,18 @@ _CLASSES = {
     "camembert": "Camembert",
     "electra": "Electra",
     "distilbert": "DistilBert",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "opt": "OPT",
 }
-_HEADS = {"classification": "ForSequenceClassification", "qa": "ForQuestionAnswering", "none": "Model"}
+_HEADS = {
+    "classification": "ForSequenceClassification",
+    "qa": "ForQuestionAnswering",
+    "lm": "ForCausalLM",
+    "none": "Model",
+}
 
 Batch = dict[str, Tensor]
 
@@ -51,6 +63,11 @@ def build_model(
         }
     if family == "electra":
         sizes["embedding_size"] = 16
+    elif family == "opt":
+        sizes |= {"ffn_dim": sizes.pop("intermediate_size"), "word_embed_proj_dim": hidden, "pad_token_id": 1}
+    elif family in DECODERS:
+        # Fewer heads for keys and values than for queries.
+        sizes |= {"num_key_value_heads": 2, "head_dim": hidden // 4, "pad_token_id": 1}
     name = _CLASSES[family]
     if not getattr(getattr(transformers, name + _HEADS[head]), "_supports_sdpa", True):
         sizes["attn_implementation"] = "eager"  # Electra in transformers 4
@@ -63,11 +80,11 @@ def build_model(
             # transformers' own 0.02 makes blocks nearly the identity; biases of zero would hide their handling.
             if parameter.dim() == 1 and "bias" in key:
                 parameter.normal_(0.0, 0.1)
-            elif parameter.dim() == 2 and ("layer." in key or structured):
+            elif parameter.dim() == 2 and ("layer." in key or "layers." in key or structured):
                 parameter.normal_(0.0, 1.5 / parameter.shape[1] ** 0.5)
         if structured:
             rank = hidden // 4
-            words = model.base_model.embeddings.word_embeddings.weight  # type: ignore[union-attr]
+            words = model.get_input_embeddings().weight  # type: ignore[operator]
             words.copy_(torch.randn(len(words), rank) @ torch.randn(rank, words.shape[1]) + 0.1 * words)
     torch.set_rng_state(state)
     return model.eval()
@@ -96,6 +113,18 @@ def tiny() -> Callable[..., nn.Module]:
 def batches_of() -> Callable[..., list[Batch]]:
     """Builds batches; see :func:`build_batches`."""
     return build_batches
+
+
+def heads_of(family: str) -> tuple[str, ...]:
+    """Heads to test a family with."""
+    return ("lm",) if family in DECODERS else ("classification", "qa")
+
+
+@pytest.fixture(params=[(family, head) for family in FAMILIES for head in heads_of(family)], ids="-".join)
+def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Every family with its heads."""
+    found: tuple[str, str] = request.param
+    return found
 
 
 @pytest.fixture(params=FAMILIES)

@@ -24,12 +24,13 @@ HEADS = {
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForCausalLM": "AutoModelForCausalLM",
 }
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
 def open_model(name: str, *, head: str | None = None, families: Sequence[str] | None = None) -> Any:
-    """Load a fine-tuned encoder in float32, in evaluation mode.
+    """Load a model with its head in float32, in evaluation mode.
 
     Parameters
     ----------
@@ -79,6 +80,12 @@ def open_model(name: str, *, head: str | None = None, families: Sequence[str] | 
     return model.float().eval()
 
 
+def head_of(name: str) -> str:
+    """The head to judge a checkpoint with: that of a causal language model if it has one, else a classifier's."""
+    architecture = str((_read_config(name).get("architectures") or [""])[0])
+    return "ForCausalLM" if architecture.endswith("ForCausalLM") else "ForSequenceClassification"
+
+
 def open_tokenizer(name: str) -> Any:
     """Load the fast tokenizer of a model.
 
@@ -111,7 +118,11 @@ def _transformers() -> Any:
 
 
 def _plain(head: str) -> str:
-    words = {"ForSequenceClassification": "sequence classification", "ForQuestionAnswering": "question answering"}
+    words = {
+        "ForSequenceClassification": "sequence classification",
+        "ForQuestionAnswering": "question answering",
+        "ForCausalLM": "causal language modelling",
+    }
     return words.get(head, head)
 
 

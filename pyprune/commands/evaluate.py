@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pyprune evaluate``: a classifier on labelled data."""
+"""``pyprune evaluate``: a classifier on labelled data, or a language model on text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 from typing import Any
 
 from pyprune.commands import common
+from pyprune.errors import InputError
 
 _EPILOG = """\
 examples:
@@ -14,11 +15,14 @@ examples:
   pyprune evaluate pruned --data reviews.csv --text body --label stars
   pyprune evaluate pruned --data dev.tsv --against MODEL
       the dense model beside the pruned one, on the same rows
+  pyprune evaluate pruned-llama --data wiki.txt --max-length 2048
+      perplexity of a causal language model; --stride 512 gives every token at least 1536 before it
   pyprune evaluate textattack/bert-base-uncased-SST-2 --task sst2 --json
       model and data from the Hugging Face hub
 
 The data is .txt .tsv .csv .jsonl .json or .parquet, a folder with such files named by split, or a hub data set.
-Labels are class numbers or the class names of the model.
+Labels are class numbers or the class names of the model. For a language model texts are joined, empty lines between
+them, and read in windows of --max-length tokens.
 """
 
 
@@ -28,8 +32,8 @@ def add(commands: Any) -> None:
 
     parser = commands.add_parser(
         "evaluate",
-        help="accuracy of a classifier on labelled data",
-        description="Evaluate a sequence classifier on labelled data.",
+        help="accuracy of a classifier, or perplexity of a language model",
+        description="Evaluate a sequence classifier on labelled data, or a causal language model on text.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -48,7 +52,13 @@ def add(commands: Any) -> None:
     how.add_argument("--metric", choices=METRICS, help="default: the task's own, else accuracy")
     how.add_argument("--batch-size", type=common.positive, default=64, metavar="N", help="default 64")
     how.add_argument(
-        "--max-length", type=common.positive, metavar="N", help="tokens per row (default: the model's limit)"
+        "--max-length",
+        type=common.positive,
+        metavar="N",
+        help="tokens per row or window (default: the model's limit, at most 2048 for language models)",
+    )
+    how.add_argument(
+        "--stride", type=common.positive, metavar="N", help="tokens from window to window (default: no overlap)"
     )
     common.add_general(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -60,10 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.parser.error("pass --data FILE or --task TASK")
 
     from pyprune import tasks
-    from pyprune.commands.checkpoints import open_model, open_tokenizer
+    from pyprune.commands.checkpoints import head_of, open_model, open_tokenizer
     from pyprune.progress import for_terminal
-    from pyprune.tasks.metrics import compare
 
+    names = [arguments.model] + ([arguments.against] if arguments.against else [])
+    head = head_of(names[0])
     examples = tasks.load_texts(
         arguments.data if arguments.data is not None else arguments.task,
         text=arguments.text,
@@ -75,20 +86,20 @@ def run(arguments: argparse.Namespace) -> int:
         task=tasks.find_task(arguments.task) if arguments.task else None,
         purpose="evaluation",
     )
-    names = [arguments.model] + ([arguments.against] if arguments.against else [])
     results = []
     with for_terminal(quiet=arguments.quiet) as progress:
         for note in examples.notes:
             progress.note(note)
         for name in names:
             results.append(
-                tasks.evaluate(
-                    open_model(name, head="ForSequenceClassification"),
+                judge(
+                    open_model(name, head=head),
                     examples,
                     tokenizer=open_tokenizer(name),
                     batch_size=arguments.batch_size,
                     max_length=arguments.max_length,
                     metric=arguments.metric,
+                    stride=arguments.stride,
                     progress=progress,
                 )
             )
@@ -96,16 +107,44 @@ def run(arguments: argparse.Namespace) -> int:
         document: dict[str, Any] = {"model": names[0], **results[0].to_dict()}
         if len(results) == 2:
             document["against"] = {"model": names[1], **results[1].to_dict()}
-            document["comparison"] = compare(results[1], results[0])
+            document["comparison"] = compared(results[1], results[0])
         common.print_json(document)
         return 0
     print(_text(names, results))
     return 0
 
 
+def judge(model: Any, examples: Any, *, metric: str | None = None, stride: int | None = None, **options: Any) -> Any:
+    """A model's :class:`pyprune.tasks.Evaluation` or, of a causal language model, its ``Perplexity``."""
+    from pyprune import tasks
+
+    if tasks.is_language_model(model):
+        if metric is not None:
+            raise InputError(f"a language model is judged by perplexity, not by {metric}", hint="leave --metric out")
+        return tasks.perplexity(model, examples, stride=stride, **options)
+    if stride is not None:
+        raise InputError("--stride is for language models", seen=f"a {type(model).__name__}")
+    return tasks.evaluate(model, examples, metric=metric, **options)
+
+
+def compared(dense: Any, pruned: Any) -> dict[str, Any]:
+    """Two outcomes of :func:`judge` on the same examples."""
+    from pyprune.tasks.metrics import compare
+
+    if dense.metric == "perplexity":
+        return {"ratio": pruned.value / dense.value}
+    return compare(dense, pruned)
+
+
 def _text(names: list[str], results: list[Any]) -> str:
     from pyprune.tasks.metrics import compare
 
+    if results[0].metric == "perplexity":
+        lines = [f"{name}: {result.describe()}" for name, result in zip(names, results, strict=True)]
+        if len(results) == 2:
+            lines.append(f"{compared(results[1], results[0])['ratio']:.4g} times that of {names[1]}")
+        seconds = common.duration(sum(entry.seconds for entry in results))
+        return "\n".join([*lines, f"{results[0].source}, {results[0].tokens:,} tokens, {seconds}"])
     lines = []
     for name, result in zip(names, results, strict=True):
         lines.append(f"{name}: {result.describe()}")

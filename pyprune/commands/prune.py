@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pyprune prune``: a fine-tuned encoder and text in, a pruned model out."""
+"""``pyprune prune``: a model and text in, a pruned model out."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyprune.commands import common
+from pyprune.commands import common, streaming
+from pyprune.commands.evaluate import compared, judge
 from pyprune.commands.summary import plan_text, prune_text
 from pyprune.errors import InputError, PypruneError
 
@@ -26,6 +28,10 @@ examples:
       what would be pruned and how much memory that takes, without doing it
   pyprune prune MODEL --data train.tsv --output pruned --resume
       go on after Ctrl-C, a kill or a full disk; the result is the same to the last bit
+  pyprune prune LLAMA --streaming --data train.txt --sparsity 0.5 --output pruned
+      a language model that does not fit into memory, block by block; --spill DIR keeps activations on disk
+  pyprune prune config.json --random-weights --dry-run
+      the plan for a shape of which there is only a config; with --output its blocks are drawn and pruned
 
 OUTPUT holds model.safetensors, config and tokenizer, which AutoModel*.from_pretrained loads, and pyprune.json with
 settings, versions, sparsity, error and seconds of every layer. While it runs, finished blocks are kept in
@@ -40,8 +46,9 @@ def add(commands: Any) -> None:
 
     parser = commands.add_parser(
         "prune",
-        help="prune a fine-tuned model on some text",
-        description="Prune a fine-tuned encoder (BERT, RoBERTa, DistilBERT, ...) using some text of its task.",
+        help="prune a model on some text",
+        description="Prune a fine-tuned encoder (BERT, RoBERTa, DistilBERT, ...) or a decoder (LLaMA, Mistral, Qwen, "
+        "OPT) using some text of its task.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -53,8 +60,12 @@ def add(commands: Any) -> None:
     )
     data.add_argument("--task", metavar="TASK", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
     common.add_columns(data)
-    data.add_argument("--samples", type=common.positive, metavar="N", help="rows drawn for calibration (default 2560)")
-    data.add_argument("--max-length", type=common.positive, metavar="N", help="tokens per row (default 128)")
+    data.add_argument(
+        "--samples", type=common.positive, metavar="N", help="rows for calibration (default 2560; language models: 128)"
+    )
+    data.add_argument(
+        "--max-length", type=common.positive, metavar="N", help="tokens per row (default 128; language models: 2048)"
+    )
     data.add_argument("--batch-size", type=common.positive, metavar="N", help="rows per forward pass (default 64)")
     data.add_argument("--seed", type=common.seed, default=0, metavar="N", help="of the draw (default 0)")
     how = parser.add_argument_group("pruning")
@@ -92,11 +103,14 @@ def add(commands: Any) -> None:
     out.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for the pruned model (replaced if made by pyprune)"
     )
-    out.add_argument("--evaluate", metavar="FILE", help="labelled data: accuracy of the dense and the pruned model")
+    out.add_argument(
+        "--evaluate", metavar="FILE", help="accuracy of both models on labelled data, of language models perplexity"
+    )
     out.add_argument("--no-evaluate", action="store_true", help="with --task: leave the evaluation out")
     out.add_argument("--resume", action="store_true", help="go on with the finished blocks in OUTPUT.journal")
     out.add_argument("--dry-run", action="store_true", help="print plan and memory, change nothing")
     out.add_argument("--spill", type=Path, metavar="DIR", help="keep activations in files there instead of in memory")
+    streaming.add(parser)
     common.add_general(parser)
     parser.set_defaults(run=run, parser=parser)
 
@@ -106,56 +120,104 @@ def run(arguments: argparse.Namespace) -> int:
     _check_usage(arguments)
 
     from pyprune import models, tasks
-    from pyprune.commands.checkpoints import open_model, open_tokenizer
+    from pyprune.commands.checkpoints import head_of, open_model, open_tokenizer
+    from pyprune.methods import prune
     from pyprune.progress import for_terminal
-    from pyprune.tasks.metrics import compare
 
+    settings = _settings(arguments)
     task = tasks.find_task(arguments.task) if arguments.task else None
     columns = {"text": arguments.text, "text_pair": arguments.text_pair, "label": arguments.label}
     source = arguments.data if arguments.data is not None else arguments.task
     if arguments.output is not None:
         _check_output(arguments.output, arguments.model)
-    examples = tasks.load_texts(source, split=arguments.split, task=task, **columns)
-    held_out = _held_out(arguments, task, columns)
-    head = "ForSequenceClassification" if held_out is not None else None
+    examples = None if source is None else tasks.load_texts(source, split=arguments.split, task=task, **columns)
+    if streaming.streamed(arguments):
+        return _run_streaming(arguments, examples)
+    judged = head_of(arguments.model)
+    held_out = _held_out(arguments, task, columns, labelled=judged != "ForCausalLM")
+    head = judged if held_out is not None else None
     model = open_model(arguments.model, head=head, families=models.families())
     tokenizer = open_tokenizer(arguments.model)
 
     with for_terminal(quiet=arguments.quiet) as progress:
-        for loaded in (examples, held_out):
-            for note in loaded.notes if loaded is not None else ():
-                progress.note(note)
+        _note(progress, examples, held_out)
         if arguments.dry_run:
-            return _dry_run(arguments, model, tokenizer, examples)
+            return _tell_plan(arguments, prune(model, examples, tokenizer=tokenizer, dry_run=True, **settings).report)
         options = {"tokenizer": tokenizer, "batch_size": 64, "progress": progress}
-        dense = tasks.evaluate(model, held_out, **options) if held_out is not None else None
-        result = _prune(arguments, model, tokenizer, examples, progress)
+        dense = judge(model, held_out, **options) if held_out is not None else None
+        journal = _journal(arguments.output) if arguments.output is not None else None
+        result = _resumable(
+            journal,
+            lambda: prune(
+                model,
+                examples,
+                tokenizer=tokenizer,
+                journal=journal,
+                resume=arguments.resume,
+                progress=progress,
+                **settings,
+            ),
+        )
         evaluation = None
         if held_out is not None and dense is not None:
-            pruned = tasks.evaluate(result.model, held_out, **options)
+            pruned = judge(result.model, held_out, **options)
             evaluation = {
                 "source": held_out.source,
                 "sha256": held_out.sha256,
                 "dense": dense.to_dict(),
                 "pruned": pruned.to_dict(),
-                "comparison": compare(dense, pruned),
+                "comparison": compared(dense, pruned),
             }
             result.report["evaluation"] = common.jsonable(evaluation)
     saved = None
     if arguments.output is not None:
         saved = result.save(arguments.output)
         shutil.rmtree(_journal(arguments.output), ignore_errors=True)
+    _tell(arguments, saved, result.report)
+    return 0
+
+
+def _run_streaming(arguments: argparse.Namespace, examples: Any) -> int:
+    from pyprune.progress import for_terminal
+
+    journal = None if arguments.output is None or arguments.dry_run else _journal(arguments.output)
+    with for_terminal(quiet=arguments.quiet) as progress:
+        _note(progress, examples)
+        saved, report = _resumable(
+            journal, lambda: streaming.prune(arguments, examples, _settings(arguments), progress)
+        )
+    if arguments.dry_run:
+        return _tell_plan(arguments, report)
+    _tell(arguments, saved, report)
+    return 0
+
+
+def _note(progress: Any, *loaded: Any) -> None:
+    for examples in loaded:
+        for note in examples.notes if examples is not None else ():
+            progress.note(note)
+
+
+def _tell(arguments: argparse.Namespace, saved: Path | None, report: dict[str, Any]) -> None:
     if arguments.json:
-        common.print_json({"output": str(saved) if saved else None, **result.report})
+        common.print_json({"output": str(saved) if saved else None, **report})
     else:
-        print(prune_text(result.report, str(saved) if saved else None))
+        print(prune_text(report, str(saved) if saved else None))
+
+
+def _tell_plan(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
+    if arguments.json:
+        common.print_json(report)
+    else:
+        print(plan_text(report["plan"]))
     return 0
 
 
 def _check_usage(arguments: argparse.Namespace) -> None:
     from pyprune.patterns import NM
 
-    if arguments.data is None and arguments.task is None:
+    streaming.check_usage(arguments)
+    if arguments.data is None and arguments.task is None and not arguments.random_weights:
         arguments.parser.error("pass --data FILE or --task TASK: pruning needs some text (no labels)")
     if arguments.resume and arguments.output is None:
         arguments.parser.error("--resume goes with --output: finished blocks are kept beside it")
@@ -213,8 +275,8 @@ def _check_output(output: Path, model: str) -> None:
     common.writable_parent(target)
 
 
-def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any]) -> Any:
-    """Labelled examples to evaluate on, or None."""
+def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any], *, labelled: bool) -> Any:
+    """Examples to evaluate on, or None."""
     from pyprune import tasks
 
     source = arguments.evaluate
@@ -227,7 +289,7 @@ def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any])
     if source is None:
         return None
     examples = tasks.load_texts(source, task=task, purpose="evaluation", **columns)
-    if examples.labels is None:
+    if labelled and examples.labels is None:
         raise InputError(
             f"{examples.source} has no labels, and evaluation needs them",
             hint="a file with a label column (--label COLUMN if it has another name), or leave --evaluate out",
@@ -235,31 +297,10 @@ def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any])
     return examples
 
 
-def _dry_run(arguments: argparse.Namespace, model: Any, tokenizer: Any, examples: Any) -> int:
-    from pyprune.methods import prune
-
-    result = prune(model, examples, tokenizer=tokenizer, dry_run=True, **_settings(arguments))
-    if arguments.json:
-        common.print_json(result.report)
-    else:
-        print(plan_text(result.report["plan"]))
-    return 0
-
-
-def _prune(arguments: argparse.Namespace, model: Any, tokenizer: Any, examples: Any, progress: Any) -> Any:
-    from pyprune.methods import prune
-
-    journal = _journal(arguments.output) if arguments.output is not None else None
+def _resumable(journal: Path | None, work: Callable[[], Any]) -> Any:
+    """Do the work; where it is stopped, say what of it is kept."""
     try:
-        return prune(
-            model,
-            examples,
-            tokenizer=tokenizer,
-            journal=journal,
-            resume=arguments.resume,
-            progress=progress,
-            **_settings(arguments),
-        )
+        return work()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_go_on(journal)) from None
     except (PypruneError, OSError, MemoryError, RuntimeError):

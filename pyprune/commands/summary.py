@@ -47,6 +47,11 @@ def evaluation_rows(evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:
     if evaluation is None:
         return []
     dense, pruned = evaluation["dense"], evaluation["pruned"]
+    if dense["metric"] == "perplexity":
+        values = (
+            f"{dense['value']:.4g} dense -> {pruned['value']:.4g} pruned ({pruned['predicted']:,} tokens predicted)"
+        )
+        return [("perplexity", values), ("", f"{evaluation['source']}")]
     rows: list[tuple[str, str]] = []
     if dense["metric"] != "accuracy":
         rows.append((dense["metric"], f"{dense['value']:.4f} dense -> {pruned['value']:.4f} pruned"))
@@ -83,14 +88,16 @@ def plan_text(plan: dict[str, Any]) -> str:
     ]
     rows.append(("weights", total))
     rows.append(("calibration", f"{data['sentences']:,} rows, {data['tokens']:,} tokens in {data['batches']} batches"))
-    rows.append(("memory", f"about {common.mebibytes(memory['total'])} beyond the model as loaded, of it"))
+    where = "in all, never the whole model at once" if plan["streaming"] else "beyond the model as loaded"
+    rows.append(("memory", f"about {common.mebibytes(memory['total'])} {where}, of it"))
     rows += [
         ("", f"{common.mebibytes(memory[name])} {name.replace('_', ' ')}")
         for name in memory
         if name not in ("total", "disk") and memory[name]
     ]
     if memory.get("disk"):
-        rows.append(("disk", f"{common.mebibytes(memory['disk'])} in --spill while it runs"))
+        what = "for journal, result and --spill" if plan["streaming"] else "in --spill while it runs"
+        rows.append(("disk", f"{common.mebibytes(memory['disk'])} {what}"))
     rows += [("note", note) for note in plan.get("notes", ())]
     rows.append(("", "dry run: nothing was changed or written"))
     return common.table(rows)

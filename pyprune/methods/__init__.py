@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from pyprune.methods.driver import Progress
-from pyprune.methods.entry import available, describe, prune
+from pyprune.methods.entry import prune
 from pyprune.methods.journal import JournalError
 from pyprune.methods.plan import Plan
+from pyprune.methods.request import available, describe
+from pyprune.methods.streaming import StreamResult, prune_streaming
 
-__all__ = ["JournalError", "Plan", "Progress", "available", "describe", "prune"]
+__all__ = ["JournalError", "Plan", "Progress", "StreamResult", "available", "describe", "prune", "prune_streaming"]

@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from pyprune.models import Adapter
 
 
-def count(model: nn.Module, adapter: Adapter, masks: Mapping[str, Tensor], tokens: float) -> dict[str, dict[str, int]]:
+def count(
+    model: nn.Module, adapter: Adapter, removed: int, units: Mapping[str, int], tokens: float
+) -> dict[str, dict[str, int]]:
     """Removed and total, by denominator.
 
     Parameters
     ----------
     model, adapter
-    masks : mapping of str to Tensor of bool
-        By full linear name.
+        Only shapes are read.
+    removed : int
+        Weights, counted from the masks.
+    units : mapping of str to int
+        Heads and neurons: the sum of :func:`units` over blocks.
     tokens : float
         Mean tokens of a sentence, for the attention's own products in ``encoder_macs``.
 
@@ -29,47 +34,53 @@ def count(model: nn.Module, adapter: Adapter, masks: Mapping[str, Tensor], token
     -------
     dict
         ``linear_weights``: weights of the pruned linears. ``encoder_parameters``: all parameters of the blocks, with
-        biases and norms. ``encoder_without_norms``: with biases, without norms.
-        ``encoder_and_embeddings``: everything below the pooler and heads. ``all_parameters``.
+        biases and norms. ``encoder_without_norms``: with biases, without norms. ("Encoder": the blocks, of decoders
+        too.) ``encoder_and_embeddings``: everything below the pooler and heads. ``all_parameters``.
         ``encoder_macs``: multiply-accumulates of the blocks per token, zeros skipped, with attention's own.
         ``heads_and_neurons``: heads and feed-forward neurons from which nothing is read any more.
     """
     blocks = adapter.blocks(model)
-    removed = sum(int((~mask).sum()) for mask in masks.values())
-    weights = sum(mask.numel() for mask in masks.values())
+    weights = sum(linear.weight.numel() for block in blocks for linear in adapter.linears(block).values())
     encoder = sum(p.numel() for block in blocks for p in block.parameters())
     norms = sum(
-        p.numel() for block in blocks for m in block.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()
+        p.numel()
+        for block in blocks
+        for m in block.modules()
+        if type(m).__name__.endswith(("LayerNorm", "RMSNorm"))
+        for p in m.parameters()
     )
-    base: nn.Module = getattr(model, "base_model", model)
-    embeddings = sum(p.numel() for p in base.get_submodule("embeddings").parameters())
-    config: Any = model.config
+    embeddings = sum(p.numel() for module in adapter.embedding_modules(model) for p in module.parameters())
+    # Keys a query meets; the attention output reads as many features as queries and contexts have.
+    keys = (tokens + 1) / 2 if adapter.causal else tokens
+    width = adapter.linears(blocks[0])[adapter.groups[1][0]].in_features
     totals = {
         "linear_weights": weights,
         "encoder_parameters": encoder,
         "encoder_without_norms": encoder - norms,
         "encoder_and_embeddings": encoder + embeddings,
         "all_parameters": sum(p.numel() for p in model.parameters()),
-        "encoder_macs": weights + round(len(blocks) * 2 * tokens * int(config.hidden_size)),
+        "encoder_macs": weights + round(len(blocks) * 2 * keys * width),
     }
     counts = {name: {"removed": removed, "total": total} for name, total in totals.items()}
-    counts["heads_and_neurons"] = _units(model, adapter, masks)
+    counts["heads_and_neurons"] = dict(units)
     return counts
 
 
-def _units(model: nn.Module, adapter: Adapter, masks: Mapping[str, Tensor]) -> dict[str, int]:
+def units(model: nn.Module, adapter: Adapter, masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Heads and feed-forward neurons of one block: how many nothing reads any more, and how many there are.
+
+    Parameters
+    ----------
+    model, adapter
+    masks : mapping of str to Tensor of bool
+        Of the block, by linear name relative to it.
+    """
     config: Any = model.config
     heads = int(config.num_attention_heads)
-    removed = total = 0
-    for index in range(len(adapter.blocks(model))):
-        prefix = adapter.block_name(model, index)
-        attention = masks[f"{prefix}.{adapter.groups[1][0]}"]
-        neurons = masks[f"{prefix}.{adapter.groups[3][0]}"].any(dim=0)
-        # Head i writes columns [i·d, (i+1)·d) of the attention output's input.
-        alive = attention.any(dim=0).reshape(heads, -1).any(dim=1)
-        removed += int((~neurons).sum()) + int((~alive).sum())
-        total += neurons.numel() + heads
-    return {"removed": removed, "total": total}
+    neurons = masks[adapter.groups[3][0]].any(dim=0)
+    # Head i writes columns [i·d, (i+1)·d) of the attention output's input.
+    alive = masks[adapter.groups[1][0]].any(dim=0).reshape(heads, -1).any(dim=1)
+    return {"removed": int((~neurons).sum()) + int((~alive).sum()), "total": neurons.numel() + heads}
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyprune import solvers
+from pyprune.methods import accounting
 from pyprune.methods.journal import FinishedBlock, Journal, JournalError
 from pyprune.methods.recipe import Recipe
 from pyprune.models import Adapter
@@ -52,12 +53,58 @@ class Silent:
     def finish(self) -> None: ...
 
 
+class Blocks(Protocol):
+    """Where the blocks of a model are while it is pruned (:class:`pyprune.models.skeleton.Skeleton` is another)."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What has names and shapes; weights may be elsewhere."""
+
+    def embedding(self) -> AbstractContextManager[nn.Module]:
+        """Within it the model can run up to its first block."""
+
+    def open(self, index: int) -> tuple[nn.Module, nn.Module]:
+        """A block as it was, and the one to prune; float32."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Blocks of a float32 model, pruned in place."""
+
+    model: nn.Module
+    adapter: Adapter
+
+    def embedding(self) -> AbstractContextManager[nn.Module]:
+        """The model as it is."""
+        return nullcontext(self.model)
+
+    def open(self, index: int) -> tuple[nn.Module, nn.Module]:
+        """A copy, and the model's own block."""
+        block = self.adapter.blocks(self.model)[index]
+        return copy.deepcopy(block), block
+
+
 @dataclass
 class Outcome:
-    """Masks by full linear name, records in order, seconds by stage, and how many blocks came from the journal."""
+    """What a run found.
+
+    Attributes
+    ----------
+    masks : dict of str to Tensor
+        By full linear name; empty where the driver was told not to keep them.
+    records : list of dict
+        One per linear, in order.
+    units : dict of str to int
+        Heads and neurons, ``removed`` and ``total``.
+    seconds : dict of str to float
+        By stage.
+    resumed : int
+        Blocks that came from the journal.
+    """
 
     masks: dict[str, Tensor] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    units: dict[str, int] = field(default_factory=lambda: {"removed": 0, "total": 0})
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     resumed: int = 0
 
@@ -68,8 +115,8 @@ class Driver:
 
     Attributes
     ----------
-    model : nn.Module
-        Float32; its blocks are pruned in place. Run within :func:`pyprune.models.replay.quiet`.
+    blocks : Blocks
+        Run within :func:`pyprune.models.replay.quiet` of their model.
     adapter, recipe, pattern
     batches : sequence of dict of str to Tensor
     damping : float, optional
@@ -80,9 +127,11 @@ class Driver:
         Folder for hidden states.
     journal : Journal, optional
     progress : Progress
+    keep_masks : bool
+        False: they are in the journal, and need not be in memory.
     """
 
-    model: nn.Module
+    blocks: Blocks
     adapter: Adapter
     recipe: Recipe
     pattern: Pattern
@@ -92,6 +141,7 @@ class Driver:
     spill: Path | None
     journal: Journal | None
     progress: Progress
+    keep_masks: bool = True
 
     def run(self) -> Outcome:
         """Prune all blocks.
@@ -102,41 +152,36 @@ class Driver:
             A layer could not be solved; the message names it.
         """
         outcome = Outcome()
-        blocks = self.adapter.blocks(self.model)
-        finished = self._finished(len(blocks))
-        outcome.resumed = len(finished)
-        steps = len(self.adapter.linears(blocks[0]))
-        self.progress.start(steps * (len(blocks) - len(finished)) + len(finished), "embedding the calibration text")
+        model = self.blocks.model
+        shapes = self.adapter.blocks(model)
+        outcome.resumed = 0 if self.journal is None else self.journal.finished(len(shapes))
+        steps = len(self.adapter.linears(shapes[0])) * (len(shapes) - outcome.resumed) + outcome.resumed
+        self.progress.start(steps, "embedding the calibration text")
         try:
-            with _timed(outcome, "embed"):
-                stream = DualStream(self.model, self.adapter, self.batches, spill=self.spill)
+            with _timed(outcome, "embed"), self.blocks.embedding() as ready:
+                stream = DualStream(ready, self.adapter, self.batches, spill=self.spill)
             with stream:
-                for index, block in enumerate(blocks):
-                    dense = copy.deepcopy(block)
-                    prefix = self.adapter.block_name(self.model, index)
-                    if index < len(finished):
-                        self._restore(block, prefix, finished[index], outcome)
-                        if index + 1 < len(blocks):
-                            with _timed(outcome, "resume"):
-                                stream.skip(dense, block)
-                        self.progress.advance(f"{prefix} (from the journal)")
-                        continue
-                    self._prune_block(stream, dense, block, prefix, outcome, index)
-                    if index + 1 < len(blocks):
-                        with _timed(outcome, "advance"):
-                            stream.advance(block)
+                for index in range(len(shapes)):
+                    self._block(stream, outcome, index, last=index + 1 == len(shapes))
         finally:
             self.progress.finish()
         return outcome
 
-    def _finished(self, blocks: int) -> list[FinishedBlock]:
-        finished: list[FinishedBlock] = []
-        while self.journal is not None and len(finished) < blocks:
-            block = self.journal.load(len(finished))
-            if block is None:
-                break
-            finished.append(block)
-        return finished
+    def _block(self, stream: DualStream, outcome: Outcome, index: int, *, last: bool) -> None:
+        prefix = self.adapter.block_name(self.blocks.model, index)
+        with _timed(outcome, "load"):
+            dense, block = self.blocks.open(index)
+        if self.journal is not None and index < outcome.resumed:
+            self._restore(block, prefix, self.journal.load(index), outcome)
+            if not last:
+                with _timed(outcome, "resume"):
+                    stream.skip(dense, block)
+            self.progress.advance(f"{prefix} (from the journal)")
+            return
+        self._prune_block(stream, dense, block, prefix, outcome, index)
+        if not last:
+            with _timed(outcome, "advance"):
+                stream.advance(block)
 
     def _restore(self, block: nn.Module, prefix: str, finished: FinishedBlock, outcome: Outcome) -> None:
         linears = self.adapter.linears(block)
@@ -150,8 +195,14 @@ class Driver:
         for name, tensor in own.items():
             tensor.copy_(finished.tensors[name])
         # In the model's order, as in a run of one piece: the saved files are then the same byte for byte.
-        outcome.masks |= {f"{prefix}.{name}": finished.masks[name] for name in linears}
-        outcome.records += finished.records
+        self._enter(prefix, {name: finished.masks[name] for name in linears}, finished.records, outcome)
+
+    def _enter(self, prefix: str, masks: Mapping[str, Tensor], records: list[dict[str, Any]], outcome: Outcome) -> None:
+        for key, count in accounting.units(self.blocks.model, self.adapter, masks).items():
+            outcome.units[key] += count
+        if self.keep_masks:
+            outcome.masks |= {f"{prefix}.{name}": mask for name, mask in masks.items()}
+        outcome.records += records
 
     def _prune_block(
         self, stream: DualStream, dense: nn.Module, block: nn.Module, prefix: str, outcome: Outcome, index: int
@@ -159,25 +210,30 @@ class Driver:
         linears = self.adapter.linears(block)
         masks: dict[str, Tensor] = {}
         records: list[dict[str, Any]] = []
-        last = len(linears)
-        for number, group in enumerate(self.adapter.groups):
-            members = {name: linears[name] for name in group}
-            site = f"{prefix}.{group[0]}" + (f" (and {len(group) - 1} more)" if len(group) > 1 else "")
-            with _timed(outcome, "statistics"):
-                moments = self._measure(stream, dense, block, number, members, site)
-            for name, record, mask in self._solve(moments, members, prefix, outcome):
+        for number in range(len(self.adapter.groups)):
+            for name, record, mask in self._group(stream, dense, block, prefix, outcome, number):
                 masks[name] = mask
                 records.append(record)
-                if len(records) < last:
+                if len(records) < len(linears):
                     self.progress.advance(record["name"])
-        finished = FinishedBlock(_tensors(linears), masks, records)
         if self.journal is not None:
             with _timed(outcome, "journal"):
-                self.journal.save(index, finished)
-        outcome.masks |= {f"{prefix}.{name}": mask for name, mask in masks.items()}
-        outcome.records += records
+                self.journal.save(index, FinishedBlock(_tensors(linears), masks, records))
+        self._enter(prefix, masks, records, outcome)
         # Told only now: whoever stops the run here finds the block in the journal.
         self.progress.advance(records[-1]["name"])
+
+    def _group(
+        self, stream: DualStream, dense: nn.Module, block: nn.Module, prefix: str, outcome: Outcome, number: int
+    ) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
+        # A function of its own, so that the moments of one group are gone before those of the next are summed.
+        group = self.adapter.groups[number]
+        linears = self.adapter.linears(block)
+        members = {name: linears[name] for name in group}
+        site = f"{prefix}.{group[0]}" + (f" (and {len(group) - 1} more)" if len(group) > 1 else "")
+        with _timed(outcome, "statistics"):
+            moments = self._measure(stream, dense, block, number, members, site)
+        yield from self._solve(moments, members, prefix, outcome)
 
     def _measure(
         self,

@@ -4,53 +4,25 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyprune import backends, solvers
 from pyprune.errors import InputError
-from pyprune.methods import accounting
-from pyprune.methods.akr import AKR
-from pyprune.methods.calibration import DEFAULT_BATCH, DEFAULT_SAMPLES, Calibration, gather
-from pyprune.methods.driver import Driver, Outcome, Progress, Silent
+from pyprune.methods.calibration import gather
+from pyprune.methods.driver import Driver, InMemory, Progress, Silent
 from pyprune.methods.journal import Journal, fingerprint, model_sha256
-from pyprune.methods.one_shot import MAGNITUDE, OBS, SPARSEGPT, WANDA
-from pyprune.methods.plan import Plan, make_plan
-from pyprune.methods.recipe import Recipe
+from pyprune.methods.plan import estimate, make_plan
+from pyprune.methods.report import Clock, make_report
+from pyprune.methods.request import resolve
 from pyprune.models import Adapter, adapter_for
 from pyprune.models.replay import quiet
-from pyprune.patterns import Pattern, parse_pattern
+from pyprune.patterns import Pattern
 from pyprune.result import PruneResult
-
-RECIPES = {recipe.name: recipe for recipe in (AKR, MAGNITUDE, WANDA, SPARSEGPT, OBS)}
-
-
-def available() -> tuple[str, ...]:
-    """Names that ``prune(..., method=...)`` takes."""
-    return tuple(RECIPES)
-
-
-def describe() -> dict[str, str]:
-    """What each method does, in a line."""
-    return {name: recipe.line for name, recipe in RECIPES.items()}
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    adapter: Adapter
-    recipe: Recipe
-    pattern: Pattern
-    calibration: Calibration
-    plan: Plan
-    seconds: float
 
 
 def prune(
@@ -78,16 +50,17 @@ def prune(
     dry_run: bool = False,
     solver_options: Mapping[str, Any] | None = None,
 ) -> PruneResult:
-    """Prune all linears of a fine-tuned encoder, without retraining and without labels.
+    """Prune all linears of a model's blocks, without retraining and without labels.
 
-    Embeddings, norms, biases, the pooler and the task's head are not pruned. Statistics, targets and solutions are
+    Embeddings, norms, biases, the pooler and the head are not pruned. Statistics, targets and solutions are
     computed in evaluation mode, float32 with float64 sums. The same seed, machine and thread count give the same
     bits; no global random state is touched.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA or DistilBERT with any head. Not changed unless ``inplace``.
+        BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, LLaMA, Mistral, Qwen2, Qwen3 or OPT with any head. Not
+        changed unless ``inplace``.
     data
         Calibration text without labels: texts, pairs of texts, a ``datasets.Dataset``,
         :class:`pyprune.tasks.Examples`, or batches with ``input_ids`` and ``attention_mask``.
@@ -108,9 +81,10 @@ def prune(
     damping : float, optional
         Ridge relative to the mean diagonal of the inputs' second moments. Default: the solver's own.
     samples : int, optional
-        Calibration sentences at most, drawn without replacement. Default 2560.
+        Calibration sentences at most, drawn without replacement. Default 2560. For causal language models texts are
+        joined and cut into sequences of ``max_length``, 128 of them.
     max_length : int, optional
-        Tokens of a sentence at most. Default 128.
+        Tokens of a sentence at most. Default 128, for causal language models 2048.
     batch_size : int, optional
         Sentences per forward pass at most. Default 64.
     seed : int
@@ -148,16 +122,22 @@ def prune(
     >>> result = pyprune.prune(model, sentences, tokenizer=tokenizer, sparsity=0.7)  # doctest: +SKIP
     >>> result.save("pruned")  # doctest: +SKIP
     """
-    begin = time.perf_counter()
+    clock = Clock()
     progress = Silent() if progress is None else progress
     folder = None if journal is None else Path(journal).expanduser()
     spill_folder = None if spill is None else Path(spill).expanduser()
     if resume and folder is None:
         raise InputError("resume needs a journal", hint="journal=DIR, the folder of the run that was stopped")
-    recipe = _recipe(method, solver, rectify)
-    chosen = _pattern(recipe, sparsity, pattern)
-    if damping is not None and not (math.isfinite(damping) and damping >= 0):
-        raise InputError(f"damping {damping} is not a ridge", hint="a number of at least 0, such as 1e-4")
+    request = resolve(
+        method,
+        solver=solver,
+        rectify=rectify,
+        sparsity=sparsity,
+        pattern=pattern,
+        damping=damping,
+        solver_options=solver_options,
+        seed=seed,
+    )
     adapter = _check_model(model)
     calibration = gather(
         data,
@@ -171,90 +151,49 @@ def prune(
         text=text,
         text_pair=text_pair,
     )
-    planned = make_plan(model, adapter, recipe, chosen, calibration, spill=spill_folder, inplace=inplace)
-    prepared = _Prepared(adapter, recipe, chosen, calibration, planned, time.perf_counter() - begin)
+    memory = estimate(model, adapter, calibration, spill=spill is not None, inplace=inplace)
+    plan = make_plan(model, adapter, request, calibration, memory)
     if dry_run:
-        return PruneResult(model, {}, {"dry_run": True, "plan": planned.to_dict()}, tokenizer)
-    for line in planned.describe():
+        return PruneResult(model, {}, {"dry_run": True, "plan": plan.to_dict()}, tokenizer)
+    for line in plan.describe():
         progress.note(line)
-    given_sha256 = model_sha256(model)
-    # What changes the bits of the result; the sentences themselves are hashed as token ids.
-    settings = {
-        "method": recipe.name,
-        "solver": recipe.solver,
-        "rectify": recipe.rectify,
-        "refit_bias": recipe.refit_bias,
-        "pattern": chosen.to_dict(),
-        "damping": damping,
-        "solver_options": dict(solver_options or {}),
-        "seed": seed,
-        "batches": [list(batch["input_ids"].shape) for batch in calibration.batches],
-    }
+    given_sha256 = model_sha256(getattr(model, "config", None), sorted(model.state_dict().items()))
     device = next(model.parameters()).device
     kept = None
     if folder is not None:
+        settings = request.settings(calibration.batches)
         kept = Journal(folder, fingerprint(given_sha256, calibration.sha256, settings, device.type), resume=resume)
-    before = accounting.resident_bytes()
+    clock.ready()
     work = model if inplace else copy.deepcopy(model)
     types = {name: p.dtype for name, p in [*work.named_parameters(), *work.named_buffers()]}
     work.float()
     with quiet(work):
         outcome = Driver(
-            model=work,
+            blocks=InMemory(work, adapter),
             adapter=adapter,
-            recipe=recipe,
-            pattern=chosen,
+            recipe=request.recipe,
+            pattern=request.pattern,
             batches=calibration.batches,
             damping=damping,
-            options=dict(solver_options or {}),
+            options=request.options,
             spill=spill_folder,
             journal=kept,
             progress=progress,
         ).run()
     _restore_types(work, types)
-    report = _report(prepared, outcome, work, given_sha256)
-    report["seed"] = seed
-    report["settings"] = {key: value for key, value in settings.items() if key not in ("batches", "seed")} | {
-        "sparsity": chosen.sparsity,
-        "samples": DEFAULT_SAMPLES if samples is None else samples,
-        "max_length": calibration.max_length,
-        "batch_size": DEFAULT_BATCH if batch_size is None else batch_size,
-        "spill": spill is not None,
-    }
-    report["memory"] = _memory(planned, before, device)
-    report["seconds"]["total"] = time.perf_counter() - begin
+    report = make_report(
+        request,
+        plan,
+        calibration,
+        outcome,
+        work,
+        adapter,
+        sha256=given_sha256,
+        device=device,
+        choices=calibration.choices(batch_size) | {"spill": spill is not None},
+        clock=clock,
+    )
     return PruneResult(work, outcome.masks, report, tokenizer)
-
-
-def _recipe(method: str, solver: str | None, rectify: bool | None) -> Recipe:
-    if method not in RECIPES:
-        raise InputError(f"unknown method {method!r}", hint=f"one of {', '.join(RECIPES)}")
-    recipe = RECIPES[method]
-    if solver is not None:
-        if solver not in solvers.available():
-            raise InputError(f"unknown solver {solver!r}", hint=f"one of {', '.join(solvers.available())}")
-        recipe = replace(recipe, solver=solver)
-    if rectify is not None and rectify != recipe.rectify:
-        # A rectified target has a mean of its own, which only the bias can follow.
-        recipe = replace(recipe, rectify=rectify, refit_bias=rectify or recipe.refit_bias)
-    return recipe
-
-
-def _pattern(recipe: Recipe, sparsity: float | None, pattern: Pattern | str | None) -> Pattern:
-    if isinstance(pattern, str):
-        pattern = parse_pattern(pattern)
-    if pattern is None:
-        return solvers.default_pattern(recipe.solver, 0.5 if sparsity is None else sparsity)
-    if not isinstance(pattern, Pattern):
-        raise InputError("pattern must be a pattern", seen=repr(pattern), hint='pyprune.NM(2, 4), or "2:4"')
-    if sparsity is not None and abs(sparsity - pattern.sparsity) > 1e-9:
-        raise InputError(
-            "sparsity and pattern disagree",
-            asked=f"sparsity {sparsity:g}",
-            seen=f"{pattern.describe()}, which is {pattern.sparsity:g}",
-            hint="give one of them",
-        )
-    return pattern
 
 
 def _check_model(model: Any) -> Adapter:
@@ -276,49 +215,3 @@ def _restore_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
     for name, tensor in tensors:
         if tensor.dtype != types[name]:
             tensor.data = tensor.data.to(types[name])
-
-
-def _report(prepared: _Prepared, outcome: Outcome, model: nn.Module, given_sha256: str) -> dict[str, Any]:
-    calibration, plan = prepared.calibration, prepared.plan
-    records = outcome.records
-    counts = accounting.count(
-        model, prepared.adapter, outcome.masks, calibration.tokens / max(calibration.sentences, 1)
-    )
-    weights = sum(record["rows"] * record["cols"] for record in records)
-    config: Any = model.config
-    found = accounting.versions()
-    return {
-        "pyprune": found["pyprune"],
-        "method": plan.method,
-        "solver": plan.solver,
-        "pattern": plan.pattern,
-        "versions": found,
-        "threads": {"torch": torch.get_num_threads(), "kernels": backends.threads()},
-        "device": str(next(model.parameters()).device),
-        "model": {
-            "class": type(model).__name__,
-            "family": prepared.adapter.family,
-            "name": str(getattr(config, "_name_or_path", "") or ""),
-            "sha256": given_sha256,
-        },
-        "data": calibration.to_dict(),
-        "layers": records,
-        "mean_error": sum(record["error"] for record in records) / len(records),
-        "weighted_error": sum(record["error"] * record["rows"] * record["cols"] for record in records) / weights,
-        "sparsity": {name: entry["removed"] / entry["total"] for name, entry in counts.items()},
-        "counts": counts,
-        "seconds": {"prepare": prepared.seconds, **outcome.seconds},
-        "resumed_blocks": outcome.resumed,
-        "notes": list(plan.notes),
-    }
-
-
-def _memory(plan: Plan, before: int | None, device: torch.device) -> dict[str, int | None]:
-    return {
-        "planned": plan.memory.total,
-        "planned_disk": plan.memory.disk,
-        "resident_before": before,
-        # Of the process so far: larger than this run's own where something before it needed more.
-        "peak": accounting.peak_bytes(),
-        "cuda_peak": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-    }

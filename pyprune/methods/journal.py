@@ -6,13 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyprune import backends
 from pyprune.errors import InputError
@@ -107,8 +107,12 @@ class Journal:
                 hint="the same model, data and settings as before, or another folder",
             )
 
-    def load(self, index: int) -> FinishedBlock | None:
-        """A finished block, or None.
+    def finished(self, blocks: int) -> int:
+        """How many of the first ``blocks`` are there without a gap."""
+        return next((index for index in range(blocks) if not self._path(index).exists()), blocks)
+
+    def load(self, index: int) -> FinishedBlock:
+        """A finished block.
 
         Raises
         ------
@@ -116,8 +120,6 @@ class Journal:
             The file is damaged.
         """
         path = self._path(index)
-        if not path.exists():
-            return None
         from safetensors import safe_open
 
         try:
@@ -181,17 +183,30 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: st
     return lines
 
 
-def model_sha256(model: nn.Module) -> str:
-    """Hash of a model's config and of all its parameters and buffers: names, types, shapes and bits."""
+def model_sha256(config: Any, tensors: Iterable[tuple[str, Tensor]], *, identity: str | None = None) -> str:
+    """Hash of a model: its config, and of its parameters and buffers names, types, shapes and bits.
+
+    Parameters
+    ----------
+    config
+        Of transformers, or None.
+    tensors : iterable of (str, Tensor)
+        In order of names.
+    identity : str, optional
+        What stands for the bits where they follow from it; then tensors need no data.
+    """
     digest = hashlib.sha256()
-    config: Any = getattr(model, "config", None)
     if config is not None:
         # Where it was loaded from and by which version do not change what it computes.
         told = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
         told["attention"] = getattr(config, "_attn_implementation", None)
         digest.update(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    digest.update((identity or "").encode())
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        if identity is None:
+            array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(memoryview(array))
+            del array
+        del tensor  # not held while the next is read
     return digest.hexdigest()

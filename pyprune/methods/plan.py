@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from pyprune import backends
 from pyprune.methods.calibration import Calibration
-from pyprune.methods.recipe import Recipe
+from pyprune.methods.request import Request
 from pyprune.models import Adapter
-from pyprune.patterns import Pattern
+from pyprune.models.skeleton import Skeleton
 from pyprune.stats.moments import CHUNK
 
 _MIB = 2**20
@@ -32,14 +31,14 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes beyond the model as given. ``total`` is the most that is needed at one time.
+    """Estimated bytes beyond what the process holds before the run. ``total`` is the most needed at one time.
 
     Attributes
     ----------
     model : int
-        The float32 working copy, and the dense twin of one block.
+        The float32 working copy, and the dense twin of one block. Layer by layer: one block twice, and its masks.
     streams : int
-        Hidden states of all batches; 0 when spilled.
+        Hidden states of all batches, unless spilled, and attention masks.
     forward : int
         Activations of the largest batch.
     statistics : int
@@ -47,7 +46,11 @@ class Memory:
     solver : int
         Factorisations and copies of the largest layer.
     disk : int
-        Spilled streams.
+        Spilled streams; layer by layer also the journal and the result.
+    embeddings : int
+        Layer by layer: what is held only while the text is embedded, or while a head is copied.
+    storing : int
+        Layer by layer: a finished block on its way to or from the journal.
     """
 
     model: int
@@ -56,11 +59,14 @@ class Memory:
     statistics: int
     solver: int
     disk: int
+    embeddings: int = 0
+    storing: int = 0
 
     @property
     def total(self) -> int:
-        # Activations are gone when a layer is solved.
-        return self.model + self.streams + self.statistics + max(self.forward, self.solver)
+        # Activations are gone when a layer is solved, moments when a block is stored.
+        block = self.model + max(self.statistics + max(self.forward, self.solver), self.storing)
+        return self.streams + max(block, self.embeddings)
 
     def to_dict(self) -> dict[str, int]:
         return {**asdict(self), "total": self.total}
@@ -80,6 +86,8 @@ class Plan:
         :meth:`Calibration.to_dict`.
     notes : tuple of str
         What a person should know before starting.
+    streaming : bool
+        Layer by layer: the model is never whole in memory.
     """
 
     method: str
@@ -91,6 +99,7 @@ class Plan:
     memory: Memory
     data: dict[str, Any]
     notes: tuple[str, ...]
+    streaming: bool = False
 
     @property
     def weights(self) -> int:
@@ -105,17 +114,26 @@ class Plan:
     def describe(self) -> list[str]:
         """A few lines for a person."""
         memory = self.memory
+        parts = {
+            "hidden states": memory.streams,
+            "blocks" if self.streaming else "copies": memory.model,
+            "activations": memory.forward,
+            "statistics": memory.statistics,
+            "solver": memory.solver,
+            "embeddings, at first": memory.embeddings,
+            "storing": memory.storing,
+        }
+        detail = ", ".join(f"{name} {size / _MIB:,.0f}" for name, size in parts.items() if size)
+        where = "in all, the model is never whole in memory" if self.streaming else "beyond the model"
         lines = [
             f"{self.method}: {self.pattern}, solver {self.solver}, {len(self.layers)} linear layers",
             f"weights: {self.kept:,} of {self.weights:,} stay ({1 - self.kept / self.weights:.2%} removed)",
             f"calibration: {self.data['sentences']:,} sentences, {self.data['tokens']:,} tokens",
-            f"memory: about {memory.total / _MIB:,.0f} MiB beyond the model (hidden states "
-            f"{memory.streams / _MIB:,.0f}, copies {memory.model / _MIB:,.0f}, activations "
-            f"{memory.forward / _MIB:,.0f}, statistics {memory.statistics / _MIB:,.0f}, "
-            f"solver {memory.solver / _MIB:,.0f})",
+            f"memory: about {memory.total / _MIB:,.0f} MiB {where} ({detail})",
         ]
         if memory.disk:
-            lines.append(f"disk: {memory.disk / _MIB:,.0f} MiB for spilled hidden states")
+            what = "the journal, the result and spilled hidden states" if self.streaming else "spilled hidden states"
+            lines.append(f"disk: {memory.disk / _MIB:,.0f} MiB for {what}")
         return [*lines, *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,20 +150,20 @@ class Plan:
             "memory": self.memory.to_dict(),
             "data": self.data,
             "notes": list(self.notes),
+            "streaming": self.streaming,
         }
 
 
 def make_plan(
     model: nn.Module,
     adapter: Adapter,
-    recipe: Recipe,
-    pattern: Pattern,
+    request: Request,
     calibration: Calibration,
+    memory: Memory,
     *,
-    spill: Path | None,
-    inplace: bool,
+    streaming: bool = False,
 ) -> Plan:
-    """Check the pattern against every layer and add up what the run needs.
+    """Check the pattern against every layer and count what stays.
 
     Raises
     ------
@@ -153,6 +171,7 @@ def make_plan(
         The pattern does not fit a layer; the message names it.
     """
     layers = []
+    recipe, pattern = request.recipe, request.pattern
     for index, block in enumerate(adapter.blocks(model)):
         prefix = adapter.block_name(model, index)
         for name, linear in adapter.linears(block).items():
@@ -173,29 +192,51 @@ def make_plan(
         rectify=recipe.rectify,
         refit_bias=recipe.refit_bias,
         layers=tuple(layers),
-        memory=estimate(model, adapter, calibration, spill=spill is not None, inplace=inplace),
+        memory=memory,
         data=calibration.to_dict(),
         notes=tuple(notes),
+        streaming=streaming,
     )
 
 
 def estimate(model: nn.Module, adapter: Adapter, calibration: Calibration, *, spill: bool, inplace: bool) -> Memory:
     """Bytes a run needs beyond the model as given; meant to be an upper bound of a loose kind."""
     config: Any = model.config
-    hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
     blocks = adapter.blocks(model)
     copy = 0 if inplace else 4 * sum(p.numel() for p in model.parameters())
     twin = 4 * max(sum(p.numel() for p in block.parameters()) for block in blocks)
-    streams = 4 * 4 * calibration.padded * hidden
+    states = 4 * 4 * calibration.padded * int(config.hidden_size)
     block = adapter.linears(blocks[0])
     groups = [[block[name] for name in group] for group in adapter.groups]
     return Memory(
         model=copy + twin,
-        streams=0 if spill else streams,
-        forward=_forward(calibration, hidden, heads, max(group[0].out_features for group in groups)),
+        streams=(0 if spill else states) + _masks(calibration, adapter, config),
+        forward=_forward(calibration, config, _outs(groups[2])),
         statistics=max(_statistics(group[0].in_features, _outs(group)) for group in groups),
         solver=max(_solver(group[0].in_features, _outs(group)) for group in groups),
-        disk=streams if spill else 0,
+        disk=states if spill else 0,
+    )
+
+
+def estimate_streaming(skeleton: Skeleton, calibration: Calibration, *, spill: bool) -> Memory:
+    """Bytes a run layer by layer needs in all; meant to be a ceiling."""
+    model, adapter, specs = skeleton.model, skeleton.adapter, skeleton.specs
+    common = estimate(model, adapter, calibration, spill=spill, inplace=True)
+    block = adapter.blocks(model)[0]
+    whole = sum(p.numel() for p in block.parameters())
+    weights = sum(linear.weight.numel() for linear in adapter.linears(block).values())
+    # A weight in its stored type is read, perhaps from mapped pages, while its place in the block is there already.
+    largest = 2 * max(spec.bytes for name, spec in specs.items() if name.startswith(adapter.block_name(model, 0)))
+    embeddings = [p for module in adapter.embedding_modules(model) for p in module.parameters()]
+    result = sum(spec.bytes for spec in specs.values()) + len(skeleton) * weights // 8
+    return replace(
+        common,
+        model=2 * 4 * whole + weights + largest,
+        # In float32, and as stored in mapped pages and in a copy; float32 as stored needs no other.
+        embeddings=max(sum(8 * p.numel() for p in embeddings), *(2 * spec.bytes for spec in specs.values())),
+        # Tensors and masks once more, in one piece of bytes.
+        storing=4 * whole + weights,
+        disk=common.disk + result + len(skeleton) * (4 * whole + weights),
     )
 
 
@@ -203,13 +244,34 @@ def _outs(group: Sequence[nn.Linear]) -> int:
     return sum(linear.out_features for linear in group)
 
 
-def _forward(calibration: Calibration, hidden: int, heads: int, inner: int) -> int:
-    most = 0
+def _fused(config: Any) -> bool:
+    """Whether attention scores are never held as a whole."""
+    return getattr(config, "_attn_implementation", None) == "sdpa"
+
+
+def _masks(calibration: Calibration, adapter: Adapter, config: Any) -> int:
+    # Of encoders only one row of a mask is kept, and of masks that are alike one (pyprune/models/replay.py).
+    if not adapter.causal:
+        return 0
+    size = 1 if _fused(config) else 4
+    padded = full = 0
+    for batch in calibration.batches:
+        sentences, tokens = batch["input_ids"].shape
+        mask = size * sentences * tokens * tokens
+        if bool(batch["attention_mask"].all()):
+            full = max(full, mask)
+        else:
+            padded += mask
+    return padded + full
+
+
+def _forward(calibration: Calibration, config: Any, inner: int) -> int:
+    hidden, heads, most = int(config.hidden_size), int(config.num_attention_heads), 0
     for batch in calibration.batches:
         sentences, tokens = batch["input_ids"].shape
         # Query, key, value, context and residuals; the feed-forward before and after its activation; the scores.
         features = sentences * tokens * (10 * hidden + 3 * inner)
-        scores = 2 * sentences * heads * tokens * tokens
+        scores = 0 if _fused(config) else 2 * sentences * heads * tokens * tokens
         most = max(most, features + scores)
     return 4 * most
 

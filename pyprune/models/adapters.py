@@ -18,29 +18,36 @@ from pyprune.errors import InputError, NumericsError
 
 @dataclass(frozen=True)
 class Adapter:
-    """Names of one post-LayerNorm encoder family.
+    """Names of one family of encoders or decoders, with norms before or after the halves of a block.
 
     Attributes
     ----------
     family : str
         ``config.model_type``.
     path : str
-        The list of blocks, relative to the bare encoder (``model.base_model``).
+        The list of blocks, relative to the bare model (``model.base_model``).
     attention : str
         The module of a block that holds the first two groups. The rest of the block needs only its output (and the
         block's own input), which is what lets a pass stop after it and go on from there.
     groups : tuple of tuples of str
-        Linears relative to the block, in the order the data meets them; those of one group read the same input.
-        The first two groups lie inside ``attention``.
+        Linears relative to the block, in the order the data meets them; those of one group read the same input. The
+        first two groups lie inside ``attention``, the last two are the feed-forward half. The first group of a half
+        may hold any number of linears; the second holds the one that writes back to the hidden states.
+    embeddings : tuple of str
+        Modules that turn token ids into hidden states, relative to the bare model; those a model has.
     padded_positions : bool
         Positions are numbered from ``pad_token_id + 1``, so that many of ``max_position_embeddings`` go unused.
+    causal : bool
+        A decoder: tokens see only those before them.
     """
 
     family: str
     path: str
     attention: str
     groups: tuple[tuple[str, ...], ...]
+    embeddings: tuple[str, ...] = ("embeddings",)
     padded_positions: bool = False
+    causal: bool = False
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The Transformer blocks, first to last."""
@@ -48,6 +55,11 @@ class Adapter:
         if not isinstance(found, nn.ModuleList) or not len(found):
             raise InputError(f"a {self.family} model without blocks at {self.path!r}", seen=type(model).__name__)
         return list(found)
+
+    def embedding_modules(self, model: nn.Module) -> list[nn.Module]:
+        """The modules below the first block that hold parameters."""
+        base = getattr(model, "base_model", model)
+        return [module for name in self.embeddings if (module := _descend(base, name)) is not None]
 
     def block_name(self, model: nn.Module, index: int) -> str:
         """Full name of a block in the model, e.g. ``bert.encoder.layer.0``."""
@@ -66,23 +78,35 @@ class Adapter:
             return None
         return int(positions) - (int(config.pad_token_id) + 1 if self.padded_positions else 0)
 
+    def check_config(self, config: Any) -> None:
+        """Raise :class:`InputError` where blocks of this config are not all called alike, in the family's own way."""
+        if not self.causal and (getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False)):
+            raise InputError(
+                f"a {self.family} model can be pruned as an encoder only",
+                seen="is_decoder or add_cross_attention in its config",
+                hint="load the checkpoint as an encoder (config.is_decoder=False)",
+            )
+        # Arguments are captured at the first block and replayed for all.
+        kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+        if len(kinds) > 1:
+            raise InputError(
+                "layers with different kinds of attention cannot be pruned together",
+                seen=f"layer_types: {', '.join(kinds)}",
+                hint="a config with one kind of layer (for Qwen2 and Qwen3: use_sliding_window=false)",
+            )
+
     def check(self, model: nn.Module) -> None:
         """Raise where the model cannot be pruned as it stands.
 
         Raises
         ------
         InputError
-            A decoder, a module in place of a plain ``nn.Linear``, or quantised weights.
+            An encoder used as a decoder, layers of several kinds, a module in place of a plain ``nn.Linear``, or
+            quantised weights.
         NumericsError
             NaN or inf in a weight; the message names it.
         """
-        config: Any = getattr(model, "config", None)
-        if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-            raise InputError(
-                "only encoders can be pruned",
-                seen=f"{type(model).__name__} with is_decoder or add_cross_attention set",
-                hint="load the checkpoint as an encoder (config.is_decoder=False)",
-            )
+        self.check_config(getattr(model, "config", None))
         for index, block in enumerate(self.blocks(model)):
             for name, linear in self.linears(block).items():
                 if not linear.weight.dtype.is_floating_point or linear.weight.is_meta:
@@ -132,6 +156,20 @@ _DISTILBERT = (
     ("ffn.lin2",),
 )
 
+_LLAMA = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+_OPT = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.out_proj",),
+    ("fc1",),
+    ("fc2",),
+)
+_OPT_EMBEDDINGS = ("decoder.embed_tokens", "decoder.embed_positions", "decoder.project_in")
+
 _ADAPTERS = {
     adapter.family: adapter
     for adapter in (
@@ -141,6 +179,11 @@ _ADAPTERS = {
         Adapter("camembert", "encoder.layer", "attention", _BERT, padded_positions=True),
         Adapter("electra", "encoder.layer", "attention", _BERT),
         Adapter("distilbert", "transformer.layer", "attention", _DISTILBERT),
+        *(
+            Adapter(family, "layers", "self_attn", _LLAMA, ("embed_tokens",), causal=True)
+            for family in ("llama", "mistral", "qwen2", "qwen3")
+        ),
+        Adapter("opt", "decoder.layers", "self_attn", _OPT, _OPT_EMBEDDINGS, causal=True),
     )
 }
 

@@ -61,6 +61,34 @@ def _expand(value: Any) -> Any:
     return value
 
 
+class Shared:
+    """One copy of arguments that many batches have in common, such as rotary angles and causal masks.
+
+    A tensor is compared with the last one in its place that had its shape: batches of one length follow each other.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[object, ...], Tensor] = {}
+
+    def call(self, call: BlockCall) -> BlockCall:
+        """The same arguments, in tensors that are held already where there are such."""
+        args, kwargs = self._value(call.args, ()), {key: self._value(v, (key,)) for key, v in call.kwargs.items()}
+        return BlockCall(args, kwargs, call.hidden_key)
+
+    def _value(self, value: Any, place: tuple[object, ...]) -> Any:
+        if isinstance(value, _SameRows):
+            return _SameRows(self._value(value.row, place), value.queries)
+        if isinstance(value, tuple):
+            return tuple(self._value(part, (*place, index)) for index, part in enumerate(value))
+        if not isinstance(value, Tensor):
+            return value
+        key = (*place, value.shape, value.dtype)
+        last = self._last.get(key)
+        if last is None or not torch.equal(last, value):
+            last = self._last[key] = value
+        return last
+
+
 def capture_call(model: nn.Module, block: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, BlockCall]:
     """Run the real model up to ``block`` and take its input.
 
@@ -210,9 +238,10 @@ def run_block(
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, plain fp32 products, no chunked feed-forward; all restored afterwards."""
+    """Evaluation mode, no gradients, plain fp32 products, no cache, no chunked feed-forward; all restored after."""
     config: Any = getattr(model, "config", None)
-    flags = {key: getattr(config, key) for key in ("output_attentions", "output_hidden_states") if hasattr(config, key)}
+    off = ("output_attentions", "output_hidden_states", "use_cache")
+    flags = {key: getattr(config, key) for key in off if hasattr(config, key)}
     training = [(module, module.training) for module in model.modules()]
     chunked = [(m, m.chunk_size_feed_forward) for m in model.modules() if hasattr(m, "chunk_size_feed_forward")]
     precision = torch.get_float32_matmul_precision()
@@ -224,8 +253,9 @@ def quiet(model: nn.Module) -> Iterator[None]:
             module.chunk_size_feed_forward = 0  # type: ignore[assignment]
         model.eval()
         torch.set_float32_matmul_precision("highest")  # TF32 or bf16 products would destroy small eigendirections
-        device = next(model.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device_type=device, enabled=False):
+        with torch.no_grad(), ExitStack() as stack:
+            for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+                stack.enter_context(torch.autocast(device_type=device, enabled=False))
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.models.adapters import Adapter
-from pyprune.models.replay import BlockCall, capture_call, hidden_of, run_block
+from pyprune.models.replay import BlockCall, Shared, capture_call, hidden_of, run_block
 
 Batch = Mapping[str, Tensor]
 
@@ -49,7 +49,8 @@ class MemoryStore:
         return self._tensors[index]
 
     def put(self, index: int, value: Tensor) -> None:
-        self._tensors[index].copy_(value.detach())
+        tensor = self._tensors[index]
+        tensor.copy_(value.detach().reshape(tensor.shape))
 
     def close(self) -> None:
         self._tensors = []
@@ -133,7 +134,7 @@ class DualStream:
         self._calls: list[BlockCall] = []
         self._arity: int | None = None
         first = adapter.blocks(model)[0]
-        device = next(model.parameters()).device
+        device = batches[0]["input_ids"].device
         config: Any = model.config
         width = int(config.hidden_size)
         shapes = [(*mask.shape, width) for mask in self._keep]
@@ -142,9 +143,10 @@ class DualStream:
         try:
             for name in ("dense", "pruned", "middle", "target"):
                 self._stores[name] = MemoryStore(shapes, device) if spill is None else DiskStore(spill, shapes, device)
+            shared = Shared()
             for index, batch in enumerate(batches):
                 hidden, call = capture_call(model, first, batch)
-                self._calls.append(call)
+                self._calls.append(shared.call(call))
                 self._stores["dense"].put(index, hidden)
                 self._stores["pruned"].put(index, hidden)
         except BaseException:
@@ -185,7 +187,9 @@ class DualStream:
         step = (self._enter, self._attention_out, self._feed_in, self._feed_out)[index]
         for batch, (call, keep) in enumerate(zip(self._calls, self._keep, strict=True)):
             inputs, outputs = step(dense, pruned, batch, call)
-            yield inputs, outputs, keep
+            # OPT's feed-forward half sees its tokens in one row.
+            shaped = {name: output.reshape(*keep.shape, -1) for name, output in outputs.items()}
+            yield inputs.reshape(*keep.shape, -1), shaped, keep
 
     def _enter(
         self, dense: nn.Module, pruned: nn.Module, batch: int, call: BlockCall
@@ -208,16 +212,16 @@ class DualStream:
     def _feed_in(
         self, dense: nn.Module, pruned: nn.Module, batch: int, call: BlockCall
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        (name,), (out,), attention = self._second[0], self._second[1], self._adapter.attention
+        names, (out,), attention = self._second[0], self._second[1], self._adapter.attention
         hidden = self._stores["dense"].get(batch)
-        seen = run_block(dense, call, hidden, outputs=(name, out), substitute=self._attention_done(batch), stop=False)
+        seen = run_block(dense, call, hidden, outputs=(*names, out), substitute=self._attention_done(batch), stop=False)
         assert seen.hidden is not None
         self._stores["target"].put(batch, seen.outputs[out])
         self._stores["dense"].put(batch, seen.hidden)  # the dense stream is through this block
         hidden = self._stores["pruned"].get(batch)
-        half = run_block(pruned, call, hidden, inputs=(name,), outputs=(attention,))
+        half = run_block(pruned, call, hidden, inputs=names[:1], outputs=(attention,))
         self._keep_attention(batch, half.outputs[attention], hidden)
-        return half.inputs[name], {name: seen.outputs[name]}
+        return half.inputs[names[0]], {name: seen.outputs[name] for name in names}
 
     def _feed_out(
         self, dense: nn.Module, pruned: nn.Module, batch: int, call: BlockCall

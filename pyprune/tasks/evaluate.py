@@ -133,7 +133,7 @@ def evaluate(
     gold = gold_classes(examples, model.config, classes)
 
     begin = time.perf_counter()
-    length = _max_length(model, tokenizer, max_length)
+    length = longest_input(model, tokenizer, max_length)
     encoded, cut = _encode(tokenizer, examples, length)
     predicted = _predict(model, tokenizer, encoded, batch_size, progress)
     seconds = time.perf_counter() - begin
@@ -185,7 +185,8 @@ def _classes(model: Any) -> int:
     return int(config.num_labels)
 
 
-def _max_length(model: Any, tokenizer: Any, asked: int | None) -> int:
+def longest_input(model: Any, tokenizer: Any, asked: int | None) -> int:
+    """Tokens of a row that model and tokenizer take, or as many as are asked for if they do."""
     config = model.config
     limit = int(getattr(config, "max_position_embeddings", None) or 512)
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):

@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from tiny_models import batches_of, family, one_thread, tiny
+from tiny_models import batches_of, family, kind, one_thread, tiny
 
-__all__ = ["batches_of", "family", "one_thread", "tiny"]
+__all__ = ["batches_of", "family", "kind", "one_thread", "tiny"]

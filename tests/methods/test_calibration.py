@@ -98,6 +98,37 @@ def test_long_sentences_make_small_batches(tiny: Tiny) -> None:
     assert "may be cut off" in found.notes[0]
 
 
+def test_language_models_read_sequences_of_one_length(tiny: Tiny) -> None:
+    class Joining(Tokenizer):
+        def __call__(self, texts: Any, *_: Any, **__: Any) -> Any:
+            assert isinstance(texts, str)
+            return {"input_ids": [1, *(4 + hash_word(word) for word in texts.split())]}
+
+    model = tiny("opt", "lm")
+    whole = Joining()("\n\n".join(TEXTS))["input_ids"]
+
+    def call(texts: Any = TEXTS, **options: Any) -> Calibration:
+        return gather(texts, model, adapter_for(model), tokenizer=Joining(), **options)
+
+    found = call(max_length=20, batch_size=4)
+    available = len(whole) // 20
+    assert found.sentences == found.available == available
+    assert found.tokens == found.padded == 20 * available
+    assert torch.cat([batch["input_ids"] for batch in found.batches]).flatten().tolist() == whole[: 20 * available]
+    assert found.notes == ()
+    few = call(max_length=20, samples=5, seed=3)
+    assert (few.sentences, few.available) == (5, available)
+    assert few.sha256 != call(max_length=20, samples=5, seed=4).sha256
+    assert call([(text, "more") for text in TEXTS], max_length=20).available == (len(whole) + 90) // 20
+    short = call(TEXTS[:2], max_length=20)
+    assert (short.sentences, short.tokens) == (1, len(Joining()("\n\n".join(TEXTS[:2]))["input_ids"]))
+    assert call().choices(None) == {"samples": 128, "max_length": 66, "batch_size": 64}
+    # A wide feed-forward layer makes batches small, down to one sequence.
+    wide = tiny("llama", "lm", inner=3072 * 8192 // 50, layers=1, hidden=8)
+    found = gather(TEXTS, wide, adapter_for(wide), tokenizer=Joining(), max_length=20)
+    assert {batch["input_ids"].shape[0] for batch in found.batches} <= {1, 2}
+
+
 def test_kinds_of_text(collect: Callable[..., Calibration]) -> None:
     want = collect(TEXTS).sha256
     assert collect(tuple(TEXTS)).sha256 == want

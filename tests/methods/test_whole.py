@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import pyprune
 from pyprune.errors import InputError, NumericsError
-from pyprune.methods.entry import RECIPES
+from pyprune.methods.request import RECIPES
 from pyprune.models import adapter_for
 from pyprune.models.replay import quiet
 from pyprune.models.streams import DualStream
@@ -42,13 +43,12 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("head", ["classification", "qa"])
-def test_akr_in_every_family(tiny: Tiny, batches_of: Batches, family: str, head: str, attention: str) -> None:
-    model = tiny(family, head, attention=attention)
+def test_akr_in_every_family(tiny: Tiny, batches_of: Batches, kind: tuple[str, str], attention: str) -> None:
+    model = tiny(*kind, attention=attention)
     before = _state(model)
     result = pyprune.prune(model, batches_of(), sparsity=0.5)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert len(result.masks) == len(result.report["layers"]) == 12
+    assert len(result.masks) == len(result.report["layers"]) == 2 * sum(map(len, adapter_for(model).groups))
     for record in result.report["layers"]:
         weight, mask = result.model.get_parameter(record["name"] + ".weight"), result.masks[record["name"]]
         assert bool((weight[~mask] == 0).all())
@@ -59,6 +59,41 @@ def test_akr_in_every_family(tiny: Tiny, batches_of: Batches, family: str, head:
     linears = {f"{name}.{part}" for name in result.masks for part in ("weight", "bias")}
     assert changed <= linears  # nothing else moved: embeddings, norms, pooler, head
     json.dumps(result.report, allow_nan=False)
+
+
+def test_tied_embeddings_stay_tied(tiny: Tiny, batches_of: Batches, tmp_path: Path) -> None:
+    for family in ("llama", "opt"):
+        model = tiny(family, "lm", tie_word_embeddings=True)
+        result = pyprune.prune(model, batches_of(), method="magnitude")
+        for tied in (result.model, pyprune.load(result.save(tmp_path / family))):
+            words = tied.get_input_embeddings().weight
+            assert tied.get_output_embeddings().weight is words
+            assert torch.equal(words, model.get_input_embeddings().weight)  # type: ignore[operator]
+        counts = result.report["counts"]
+        outside = counts["all_parameters"]["total"] - counts["encoder_and_embeddings"]["total"]
+        assert outside == sum(
+            p.numel() for name, p in model.named_parameters() if "layers." not in name and p.dim() == 1
+        )
+
+
+def test_hidden_states_wider_than_words(tiny: Tiny, batches_of: Batches) -> None:
+    # OPT-350M: words are projected up, and norms come after the halves of a block.
+    model = tiny("opt", "lm", word_embed_proj_dim=16, do_layer_norm_before=False)
+    report = pyprune.prune(model, batches_of(8), sparsity=0.5).report
+    assert report["mean_error"] < 0.5
+    counts = report["counts"]
+    inside = sum(p.numel() for name, p in model.named_parameters() if "embed" in name or "project_in" in name)
+    assert counts["encoder_and_embeddings"]["total"] == counts["encoder_parameters"]["total"] + inside
+
+
+def test_products_are_counted_with_the_keys_a_query_meets(tiny: Tiny, batches_of: Batches) -> None:
+    batches = [{**batch, "attention_mask": torch.ones_like(batch["input_ids"])} for batch in batches_of(1, tokens=11)]
+    counts = pyprune.prune(tiny("llama", "lm", layers=1), batches, method="magnitude").report["counts"]
+    weights = counts["linear_weights"]["total"]
+    assert weights == 32 * 32 * 2 + 16 * 32 * 2 + 3 * 48 * 32
+    assert counts["encoder_macs"]["total"] - weights == 2 * 6 * 32  # (1 + … + 11) / 11 keys, for scores and contexts
+    assert counts["encoder_without_norms"]["total"] == weights
+    assert counts["heads_and_neurons"]["total"] == 4 + 48
 
 
 @pytest.mark.parametrize("method", METHODS)

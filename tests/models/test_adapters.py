@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny_models import heads_of
 from torch import nn
 
 from pyprune.errors import InputError, NumericsError
@@ -16,13 +17,13 @@ Tiny = Callable[..., nn.Module]
 
 
 def test_blocks_and_linears(tiny: Tiny, family: str) -> None:
-    for head in ("classification", "qa", "none"):
+    for head in (*heads_of(family), "none"):
         model = tiny(family, head)
         adapter = adapter_for(model)
         blocks = adapter.blocks(model)
         assert len(blocks) == 2
         linears = adapter.linears(blocks[1])
-        assert len(linears) == 6
+        assert len(linears) == sum(map(len, adapter.groups))
         inside = [module for module in blocks[1].modules() if isinstance(module, nn.Linear)]
         assert {id(module) for module in linears.values()} == {id(module) for module in inside}
         name = adapter.block_name(model, 1)
@@ -32,7 +33,7 @@ def test_blocks_and_linears(tiny: Tiny, family: str) -> None:
 
 def test_families_are_those_tested(family: str) -> None:
     assert family in families()
-    assert len(families()) == 6
+    assert len(families()) == 11
 
 
 def test_longest_sentence(tiny: Tiny) -> None:
@@ -53,7 +54,14 @@ def test_unknown_family_lists_the_known_ones() -> None:
 
 def test_decoder_is_refused(tiny: Tiny) -> None:
     model = tiny("bert", is_decoder=True)
-    with pytest.raises(InputError, match="only encoders"):
+    with pytest.raises(InputError, match="as an encoder only"):
+        adapter_for(model).check(model)
+
+
+def test_mixed_kinds_of_attention_are_refused(tiny: Tiny) -> None:
+    kinds = ["full_attention", "sliding_attention"]
+    model = tiny("qwen2", "lm", layer_types=kinds, use_sliding_window=True, sliding_window=4)
+    with pytest.raises(InputError, match=r"different kinds of attention[\s\S]*sliding_attention"):
         adapter_for(model).check(model)
 
 

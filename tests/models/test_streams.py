@@ -28,7 +28,7 @@ def _whole(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or name.endswith(("layer.0", "layer.1", "layer.2")):
+        if isinstance(module, nn.Linear) or name.endswith((".0", ".1", ".2")):
 
             def hook(_: nn.Module, args: Any, out: Any, name: str = name) -> None:
                 seen[name] = (args[0] if args else None, out[0] if isinstance(out, tuple) else out)
@@ -42,9 +42,8 @@ def _whole(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("head", ["classification", "qa"])
-def test_streams_follow_both_models(tiny: Tiny, batches_of: Batches, family: str, head: str, attention: str) -> None:
-    dense = tiny(family, head, attention=attention)
+def test_streams_follow_both_models(tiny: Tiny, batches_of: Batches, kind: tuple[str, str], attention: str) -> None:
+    dense = tiny(*kind, attention=attention)
     pruned = copy.deepcopy(dense)
     adapter = adapter_for(dense)
     for block in adapter.blocks(pruned):
@@ -61,8 +60,10 @@ def test_streams_follow_both_models(tiny: Tiny, batches_of: Batches, family: str
                     assert torch.equal(keep, batches[batch]["attention_mask"].bool())
                     assert list(outputs) == list(group)
                     for name in group:
-                        torch.testing.assert_close(inputs, want_pruned[batch][f"{prefix}.{name}"][0])
-                        torch.testing.assert_close(outputs[name], want_dense[batch][f"{prefix}.{name}"][1])
+                        got, want = inputs[keep], want_pruned[batch][f"{prefix}.{name}"][0]
+                        torch.testing.assert_close(got, want.reshape(inputs.shape)[keep])
+                        got, want = outputs[name], want_dense[batch][f"{prefix}.{name}"][1]
+                        torch.testing.assert_close(got[keep], want.reshape(got.shape)[keep])
             stream.advance(new)
             for batch in range(len(batches)):
                 torch.testing.assert_close(stream._stores["dense"].get(batch), want_dense[batch][prefix][1])
@@ -117,6 +118,26 @@ def test_quiet_restores_everything(tiny: Tiny, batches_of: Batches) -> None:
     assert adapter.blocks(model)[0].chunk_size_feed_forward == 2
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_decoders_run_without_a_cache(tiny: Tiny, batches_of: Batches) -> None:
+    model = tiny("llama", "lm")
+    assert model.config.use_cache  # type: ignore[union-attr]
+    with quiet(model), DualStream(model, adapter_for(model), batches_of(1)) as stream:
+        assert stream._calls[0].kwargs.get("past_key_values") is None
+    assert model.config.use_cache  # type: ignore[union-attr]
+
+
+def test_batches_share_what_they_have_in_common(tiny: Tiny, batches_of: Batches) -> None:
+    model = tiny("llama", "lm", attention="eager")
+    full = [{**batch, "attention_mask": torch.ones_like(batch["input_ids"])} for batch in batches_of(4)]
+    with quiet(model), DualStream(model, adapter_for(model), [*full, *batches_of(4)]) as stream:
+        masks = [call.kwargs["attention_mask"] for call in stream._calls]
+        angles = [call.kwargs["position_embeddings"][0] for call in stream._calls]
+        assert masks[0] is masks[3]  # batches 0 and 3 have one length
+        assert angles[0] is angles[3] is angles[4]
+        assert not torch.equal(masks[4], masks[0])
+        assert not torch.equal(masks[4], masks[7])
 
 
 def test_spilled_streams_hold_the_same_bits(tiny: Tiny, batches_of: Batches, tmp_path: Path) -> None:
