@@ -6,8 +6,8 @@ error messages all read this one table, so they cannot disagree.
 
 Order of preference: ``cuda`` (compiled), ``triton``, ``cpp`` (compiled), ``torch`` (the vendor's libraries through
 torch, in the dtype asked for), ``reference`` (torch, float64). ``PYPRUNE_BACKEND`` forces one; forcing one that is not
-available is an error that says why. Under a forced ``cuda`` or ``triton`` the ops that have no such kernel because they
-belong to the vendor's libraries still run as ``torch``: a solver needs them all.
+available is an error that says why. Ops without a kernel there go where :data:`WITHOUT_KERNEL` says, because a solver
+needs them all: under ``cuda`` or ``triton`` those that belong to the vendor's libraries run as ``torch``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ DEVICES = {
     "reference": ("cpu", "cuda"),
 }
 FORCE = "PYPRUNE_BACKEND"
+
+# What else may serve an op that the forced backend has no kernel for.
+WITHOUT_KERNEL = {"cuda": "torch", "triton": "torch", "torch": "reference"}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _TABLE: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -145,8 +148,8 @@ def _choose(op: str, device: str, forced: str) -> Choice:
         raise BackendError(f"{FORCE}={forced!r} is not a backend", hint=f"one of {', '.join(ORDER)}, or unset it")
     entries = _TABLE[op]
     allowed = {forced} if forced else set(ORDER)
-    if forced in ("cuda", "triton") and forced not in entries:
-        allowed.add("torch")
+    if forced and forced not in entries:
+        allowed.add(WITHOUT_KERNEL.get(forced, forced))
     rejected: list[Rejected] = []
     chosen: str | None = None
     for backend in ORDER:
@@ -204,6 +207,11 @@ def operations() -> tuple[str, ...]:
     """Names of all registered ops."""
     importlib.import_module("pyprune.ops")
     return tuple(sorted(_TABLE))
+
+
+def implementations(op: str) -> tuple[str, ...]:
+    """Backends that have an implementation of an op, the preferred one first."""
+    return tuple(backend for backend in ORDER if backend in _TABLE[op])
 
 
 def describe() -> dict[str, Any]:

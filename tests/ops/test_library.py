@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-import pyprune.ops  # noqa: F401  (registers the ops)
+from pyprune.ops import library
 
 
 def _samples(generator):
@@ -75,6 +78,34 @@ def test_compiles_without_graph_breaks(name, generator):
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")(*arguments)
     wanted, compiled = (r if isinstance(r, tuple) else (r,) for r in (wanted, compiled))
     assert all(torch.equal(a, b) for a, b in zip(wanted, compiled, strict=True))
+
+
+@pytest.mark.parametrize("before", ["highest", "high", "medium"])
+def test_exact_products(before):
+    was = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(before)
+    try:
+        with library.exact_products():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.get_float32_matmul_precision() == before
+        with pytest.raises(KeyError), library.exact_products():
+            raise KeyError
+        assert torch.get_float32_matmul_precision() == before
+    finally:
+        torch.set_float32_matmul_precision(was)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has the older interface only")
+@pytest.mark.parametrize("setting", ["torch.backends.fp32_precision", "torch.backends.cuda.matmul.fp32_precision"])
+def test_exact_products_under_the_newer_interface(setting):
+    program = (
+        f"import torch\n{setting} = 'tf32'\nfrom pyprune.ops import library\n"
+        "with library.exact_products(): print(torch.backends.cuda.matmul.fp32_precision)\n"
+        "print(torch.backends.cuda.matmul.fp32_precision)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["ieee", "tf32"], done.stderr
 
 
 def test_sample_for_every_registered_op():
