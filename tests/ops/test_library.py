@@ -8,66 +8,21 @@ import sys
 
 import pytest
 import torch
+from samples import OPS, samples
 
 from pyprune.ops import library
-
-
-def _samples(generator):
-    x = torch.randn(20, 8, generator=generator)
-    y = torch.randn(20, 3, generator=generator)
-    keep = torch.rand(20, generator=generator) > 0.3
-    gram = (x.T @ x).double() + torch.eye(8, dtype=torch.float64)
-    weight = torch.randn(3, 8, generator=generator, dtype=torch.float64)
-    mask = torch.rand(3, 8, generator=generator) > 0.5
-    inverse = torch.linalg.inv(gram)
-    factor = torch.linalg.cholesky(gram.flip(0, 1)).flip(0, 1).contiguous()
-    counts = torch.full((3,), 4, dtype=torch.int64)
-    return {
-        "gram": (torch.zeros(8, 8, dtype=torch.float64), x, keep),
-        "cross_gram": (torch.zeros(3, 8), y, x, None),
-        "matmul": (torch.zeros(3, 8, dtype=torch.float64), weight, gram, True, 0.5),
-        "cholesky": (gram, 0.1, True, False, False),
-        "symmetrise": (x[:8],),
-        "rescale": (gram, weight[0].clone(), 0.1, 0.2, True),
-        "admm_step": (x[:3].clone(), x[3:6].clone(), mask, weight.float(), gram.float() / 100, 1.5, 0.1),
-        "masked_cg": (gram.float(), weight.float(), mask, weight.float(), 3, 0.0, None, x[:2].clone(), weight.float()),
-        "select": (weight, 3, True),
-        "nm": (weight, 2, 4),
-        "masked_lstsq": (gram, weight, mask, 1e-14),
-        "obs": (inverse, weight, counts, 4, 0, 0, True),
-        "sparsegpt": (weight, factor, None, torch.tensor([12]), False, 0, 0, 128),
-        "block_obs": (inverse, weight, torch.tensor([2]), 3, 3, 2),
-    }
-
-
-OPS = (
-    "gram",
-    "cross_gram",
-    "matmul",
-    "cholesky",
-    "symmetrise",
-    "rescale",
-    "admm_step",
-    "masked_cg",
-    "select",
-    "nm",
-    "masked_lstsq",
-    "obs",
-    "block_obs",
-    "sparsegpt",
-)
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_opcheck(name, generator):
     op = getattr(torch.ops.pyprune, name).default
-    torch.library.opcheck(op, _samples(generator)[name])
+    torch.library.opcheck(op, samples(generator)[name])
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_compiles_without_graph_breaks(name, generator):
     op = getattr(torch.ops.pyprune, name).default
-    arguments = _samples(generator)[name]
+    arguments = samples(generator)[name]
 
     def call(*args):
         result = op(*args)
