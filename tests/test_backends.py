@@ -57,7 +57,7 @@ def with_a_gpu(monkeypatch):
 
 
 # Those for which torch calls the vendor's library, or makes the passes over memory that a kernel would.
-VENDOR_OPS = ("matmul", "cholesky", "rescale", "symmetrise", "admm_step")
+VENDOR_OPS = ("matmul", "cholesky", "rescale", "symmetrise", "admm_step", "select", "nm")
 
 
 def test_gpu_ops(monkeypatch, with_a_gpu):
@@ -66,14 +66,15 @@ def test_gpu_ops(monkeypatch, with_a_gpu):
     assert backends.choose("matmul", "cuda").backend == "torch"
     assert backends.choose("admm_step", "cuda").backend == "triton"
     assert backends.choose("cross_gram", "cuda").backend == "triton"
-    assert backends.choose("gram", "cuda").backend == "cuda"
+    assert backends.choose("gram", "cuda").backend == "triton"  # tensor cores
 
 
 @pytest.mark.parametrize("forced", ["cuda", "triton"])
-def test_a_forced_gpu_backend_leaves_vendor_ops_to_torch(monkeypatch, with_a_gpu, forced):
+def test_a_forced_gpu_backend_leaves_what_it_has_not_to_others(monkeypatch, with_a_gpu, forced):
     monkeypatch.setenv(backends.FORCE, forced)
     assert backends.choose("gram", "cuda").backend == forced
     assert backends.choose("matmul", "cuda").backend == "torch"
+    assert backends.choose("cross_gram", "cuda").backend == "triton"
     with pytest.raises(BackendError, match="no kernel there yet"):  # never the float64 reference in silence
         backends.choose("block_obs", "cuda")
 

@@ -53,6 +53,7 @@ def nm(
     return mask
 
 
+@backends.implements("nm", "torch")  # choices are exact in any arithmetic
 @backends.implements("nm", "reference")
 def nm_reference(scores: Tensor, keep: int, of: int) -> Tensor:
     """Rank inside each group by a stable descending sort."""
