@@ -133,7 +133,7 @@ def cross_gram_accumulate(
     ValueError
         If a shape, dtype, layout, device or precision does not fit.
     """
-    check_sides(out, y, x, keep, precision)
+    check_sides(out, {"y": y, "x": x}, keep, precision)
     tokens, columns = x.shape
     targets = y.shape[1]
     keep = checked_keep(keep, tokens)

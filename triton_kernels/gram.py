@@ -145,7 +145,7 @@ def gram_accumulate(
     ValueError
         If a shape, dtype, layout, device or precision does not fit.
     """
-    check_sides(out, x, x, keep, precision)
+    check_sides(out, {"x": x}, keep, precision)
     tokens, columns = x.shape
     keep = checked_keep(keep, tokens)
     if tokens == 0 or columns == 0:

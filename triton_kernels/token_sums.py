@@ -2,14 +2,16 @@
 """Sums over tokens of products of two feature columns, which `gram` and `cross_gram` share.
 
 Products of 16-bit types are taken on tensor cores as they are: they are exact in float32. float32 is multiplied in
-float32, or, if asked, as three TF32 products (`precision="tf32x3"`), whose error is that of float32.
+float32, or, if asked, as three TF32 products (`precision="tf32x3"`), which drop terms of 2^-22 of a product.
 
 Accuracy: float32 over chains of at most 256 tokens, float32 over the at most 64 chains of a launch, float64 from launch
-to launch; the error is at most 320 u |x|^T |y| elementwise (u = 2^-24) however many tokens there are.
+to launch; the error is at most 320 u |x|^T |y| elementwise (u = 2^-24) however many tokens there are. Tensor cores may
+cut off where float32 rounds, which at most doubles it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -129,11 +131,13 @@ def checked_keep(keep: Tensor | None, tokens: int) -> Tensor | None:
     return keep.contiguous().view(torch.uint8)
 
 
-def check_sides(out: Tensor, left: Tensor, right: Tensor, keep: Tensor | None, precision: str) -> None:
-    """ValueError unless [tokens, rows] and [tokens, columns] can be summed into out [rows, columns]."""
-    for name, side in (("y", left), ("x", right)):
+def check_sides(out: Tensor, sides: Mapping[str, Tensor], keep: Tensor | None, precision: str) -> None:
+    """ValueError unless [tokens, rows] and [tokens, columns], the first and the last side, can be summed into out."""
+    for name, side in sides.items():
         if side.ndim != 2 or side.dtype not in ELEMENTS:
             raise ValueError(f"{name} must be 2-D float32, bfloat16 or float16, got {tuple(side.shape)} {side.dtype}")
+    parts = list(sides.values())
+    left, right = parts[0], parts[-1]
     if left.dtype != right.dtype or len(left) != len(right):
         raise ValueError(f"y and x must hold the same tokens, got {len(left)} {left.dtype}, {len(right)} {right.dtype}")
     shape = (left.shape[1], right.shape[1])
@@ -143,6 +147,6 @@ def check_sides(out: Tensor, left: Tensor, right: Tensor, keep: Tensor | None, p
         raise ValueError(f"out must be float32 or float64, got {out.dtype}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-    for name, tensor in (("out", out), ("y", left), ("keep", keep)):
+    for name, tensor in (("out", out), *sides.items(), ("keep", keep)):
         if tensor is not None and tensor.device != right.device:
             raise ValueError(f"{name} is on {tensor.device}, x on {right.device}")

@@ -104,15 +104,15 @@ def _cholesky_torch(
     damped = matrix.clone()
     damped.diagonal().add_(ridge)
     damped = damped.to(torch.float32 if single else torch.float64)
-    # Turned about, the upper triangle is the lower one, and RRᵀ is LLᵀ.
-    triangle, info = torch.linalg.cholesky_ex(damped.flip(0, 1) if reverse else damped, upper=not reverse)
     inverted = damped.new_empty(0)
-    if inverse:
-        # By two triangular solves: torch.cholesky_inverse looks at its result on the host and raises.
-        with library.exact_products():
+    with library.exact_products():
+        # Turned about, the upper triangle is the lower one, and RRᵀ is LLᵀ.
+        triangle, info = torch.linalg.cholesky_ex(damped.flip(0, 1) if reverse else damped, upper=not reverse)
+        if inverse:
+            # By two triangular solves: torch.cholesky_inverse looks at its result on the host and raises.
             unit = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
             inverted = torch.cholesky_solve(unit, triangle, upper=not reverse)
-        inverted = (inverted + inverted.T) / 2
+            inverted = (inverted + inverted.T) / 2
     if len(matrix):  # not every library says that it came upon NaN
         bad = ~(triangle.diagonal() > 0)
         info = torch.where((info == 0) & bad.any(), bad.int().argmax() + 1, info)
