@@ -71,7 +71,7 @@ def findings(device: str) -> dict[str, Any]:
             "one column": run(device, 37, 43, 1, keep=True, tile=SMALL),
             "whole tiles": run(device, 64, 128, 64, tile=WIDE),
             "primes": run(device, 131, 37, 97, keep=True, tile=SMALL),
-            "two chains": run(device, 257, 67, 31, F32, keep=True, tile=WIDE),
+            "three chains": run(device, 523, 67, 31, F32, keep=True, tile=WIDE),
             "bfloat16": run(device, 61, 35, 67, dtype="bfloat16", keep=True),
             "float16": run(device, 61, 67, 35, F32, dtype="float16", keep=True),
             "tf32x3": run(device, 61, 67, 35, precision="tf32x3"),

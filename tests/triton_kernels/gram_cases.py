@@ -78,7 +78,7 @@ def findings(device: str) -> dict[str, Any]:
             "one column": run(device, 37, 1, keep=True, tile=SMALL),
             "whole tiles": run(device, 64, 128, tile=WIDE),
             "primes": run(device, 131, 97, keep=True, tile=SMALL),
-            "two chains": run(device, 257, 65, F32, keep=True, tile=WIDE),
+            "three chains": run(device, 523, 65, F32, keep=True, tile=WIDE),
             "widest tile": run(device, 70, 131, dtype="float16", tile=WIDEST),
             "bfloat16": run(device, 61, 67, dtype="bfloat16", keep=True, tile=WIDE),
             "float16": run(device, 61, 67, F32, dtype="float16", keep=True),

@@ -54,6 +54,8 @@ def findings(device: str) -> dict[str, Any]:
             "one of many": run(device, plain(2, 67), 1),
             "all but one": run(device, plain(2, 67), 66),
             "ties": run(device, few_values(3, 97), 31),
+            "ties of both zeros": run(device, few_values(3, 97), 53),
+            "ties of both zeros in float64": run(device, few_values(2, 61), 33, F64),
             "ties of float64": run(device, few_values(2, 61), 29, F64),
             "float64": run(device, plain(2, 61), 29, F64),
             "equal in float32 only": run(device, 1.0 + 1e-12 * plain(2, 40), 13, F64),
