@@ -4,8 +4,10 @@
 Every op registers its implementations here (:func:`implements`). Dispatch, ``pyprune info``, test skips and
 error messages all read this one table, so they cannot disagree.
 
-Order of preference: ``cuda`` (compiled), ``triton``, ``cpp`` (compiled), ``reference`` (torch, float64).
-``PYPRUNE_BACKEND`` forces one; forcing one that is not available is an error that says why.
+Order of preference: ``cuda`` (compiled), ``triton``, ``cpp`` (compiled), ``torch`` (the vendor's libraries through
+torch, in the dtype asked for), ``reference`` (torch, float64); :data:`FIRST` says where another comes first.
+``PYPRUNE_BACKEND`` forces one; forcing one that is not available is an error that says why. Ops without a kernel there
+go where :data:`WITHOUT_KERNEL` says, because a solver needs them all: no backend has those of the vendor's libraries.
 """
 
 from __future__ import annotations
@@ -26,9 +28,21 @@ import torch
 
 from pyprune.errors import BackendError, InputError
 
-ORDER = ("cuda", "triton", "cpp", "reference")
-DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",), "reference": ("cpu", "cuda")}
+ORDER = ("cuda", "triton", "cpp", "torch", "reference")
+DEVICES = {
+    "cuda": ("cuda",),
+    "triton": ("cuda",),
+    "cpp": ("cpu",),
+    "torch": ("cpu", "cuda"),
+    "reference": ("cpu", "cuda"),
+}
 FORCE = "PYPRUNE_BACKEND"
+
+# Ops whose order differs: the CUDA gram multiplies 16-bit types on float32 lanes, Triton's on tensor cores.
+FIRST = {"gram": "triton"}
+
+# What else may serve an op that the forced backend has no kernel for.
+WITHOUT_KERNEL = {"cuda": ("triton", "torch"), "triton": ("torch",), "torch": ("reference",)}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _TABLE: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -71,7 +85,7 @@ def _load_extension() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         reason = f"the compiled extension pyprune._C could not be imported ({error})"
     warnings.warn(
-        f"pyprune: {reason}; every op falls back to the slow torch reference. "
+        f"pyprune: {reason}; every op falls back to torch, which is slow. "
         "Reinstall with a C++17 compiler at hand: pip install --force-reinstall .",
         RuntimeWarning,
         stacklevel=3,
@@ -96,7 +110,7 @@ def extension() -> ModuleType:
 @functools.cache
 def unavailable(backend: str) -> str | None:
     """Why a backend cannot run in this process, or None when it can."""
-    if backend == "reference":
+    if backend in ("torch", "reference"):
         return None
     module, reason = _load_extension()
     if backend == "cpp":
@@ -136,11 +150,14 @@ def _choose(op: str, device: str, forced: str) -> Choice:
     if forced and forced not in ORDER:
         raise BackendError(f"{FORCE}={forced!r} is not a backend", hint=f"one of {', '.join(ORDER)}, or unset it")
     entries = _TABLE[op]
+    allowed = {forced} if forced else set(ORDER)
+    if forced and forced not in entries:
+        allowed.update(WITHOUT_KERNEL.get(forced, ()))
     rejected: list[Rejected] = []
     chosen: str | None = None
-    for backend in ORDER:
+    for backend in order_of(op):
         reason = _why_not(entries, backend, device)
-        if reason is None and forced and backend != forced:
+        if reason is None and backend not in allowed:
             reason = f"{FORCE}={forced} was asked for"
         if reason is None and chosen is not None:
             reason = f"{chosen} comes first"
@@ -193,6 +210,17 @@ def operations() -> tuple[str, ...]:
     """Names of all registered ops."""
     importlib.import_module("pyprune.ops")
     return tuple(sorted(_TABLE))
+
+
+def implementations(op: str) -> tuple[str, ...]:
+    """Backends that have an implementation of an op, the preferred one first."""
+    return tuple(backend for backend in order_of(op) if backend in _TABLE[op])
+
+
+def order_of(op: str) -> tuple[str, ...]:
+    """:data:`ORDER`, with what an op has in :data:`FIRST` before all others."""
+    first = FIRST.get(op)
+    return ORDER if first is None else (first, *(backend for backend in ORDER if backend != first))
 
 
 def peak(dtype: torch.dtype, threads: int, *, rounds: int = 20) -> float:

@@ -84,7 +84,7 @@ def obs(
 def _check(inverse: Tensor, weight: Tensor, count: int | Tensor, keep: int, of: int) -> Tensor:
     library.check_inverse("obs", inverse, weight)
     rows, features = weight.shape
-    counts = torch.as_tensor(count, dtype=torch.int64, device=weight.device)
+    counts = torch.as_tensor(count, dtype=torch.int64).to(weight.device)
     if counts.dim() > 2 or (counts.dim() and counts.shape[-1] != rows) or counts.shape[:-1] == (0,):
         raise InputError(
             "obs: count does not fit", asked=f"a number, [{rows}] or [points, {rows}]", seen=str(list(counts.shape))

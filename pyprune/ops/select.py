@@ -65,6 +65,7 @@ def check_scores(op: str, scores: Tensor) -> None:
         )
 
 
+@backends.implements("select", "torch")  # choices are exact in any arithmetic
 @backends.implements("select", "reference")
 def select_reference(scores: Tensor, count: int, per_row: bool) -> Tensor:
     """Stable descending sort, then the first ``count``."""
@@ -86,6 +87,16 @@ def _select_cpp(scores: Tensor, count: int, per_row: bool) -> Tensor:
         count,
         backends.threads(),
     )
+    return mask
+
+
+@backends.implements("select", "triton")
+def _select_triton(scores: Tensor, count: int, per_row: bool) -> Tensor:
+    from pyprune.triton_kernels.select import keep_largest  # imports triton, only where it is used
+
+    mask = torch.empty_like(scores, dtype=torch.bool)
+    flat = scores.shape if per_row else (1, scores.numel())
+    keep_largest(mask.view(flat), scores.view(flat), count)
     return mask
 
 

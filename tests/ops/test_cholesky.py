@@ -40,6 +40,13 @@ def test_says_where_it_failed(backend, at, reverse):
     assert ops.cholesky(matrix, ridge=2.0, reverse=reverse).failed == -1
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nan_is_no_positive_pivot(backend, reverse):
+    matrix = torch.eye(50, dtype=torch.float64)
+    matrix[20, 20] = torch.nan
+    assert ops.cholesky(matrix, reverse=reverse).failed == 20
+
+
 def test_only_the_upper_triangle_is_read_and_nothing_changed(backend, generator):
     gram = gram_of(features(300, 110, generator))
     upper = gram.triu()
