@@ -4,8 +4,10 @@
 Every op registers its implementations here (:func:`implements`). Dispatch, ``pyprune info``, test skips and
 error messages all read this one table, so they cannot disagree.
 
-Order of preference: ``cuda`` (compiled), ``triton``, ``cpp`` (compiled), ``reference`` (torch, float64).
-``PYPRUNE_BACKEND`` forces one; forcing one that is not available is an error that says why.
+Order of preference: ``cuda`` (compiled), ``triton``, ``cpp`` (compiled), ``torch`` (the vendor's libraries through
+torch, in the dtype asked for), ``reference`` (torch, float64). ``PYPRUNE_BACKEND`` forces one; forcing one that is not
+available is an error that says why. Under a forced ``cuda`` or ``triton`` the ops that have no such kernel because they
+belong to the vendor's libraries still run as ``torch``: a solver needs them all.
 """
 
 from __future__ import annotations
@@ -26,8 +28,14 @@ import torch
 
 from pyprune.errors import BackendError
 
-ORDER = ("cuda", "triton", "cpp", "reference")
-DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",), "reference": ("cpu", "cuda")}
+ORDER = ("cuda", "triton", "cpp", "torch", "reference")
+DEVICES = {
+    "cuda": ("cuda",),
+    "triton": ("cuda",),
+    "cpp": ("cpu",),
+    "torch": ("cpu", "cuda"),
+    "reference": ("cpu", "cuda"),
+}
 FORCE = "PYPRUNE_BACKEND"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -96,7 +104,7 @@ def extension() -> ModuleType:
 @functools.cache
 def unavailable(backend: str) -> str | None:
     """Why a backend cannot run in this process, or None when it can."""
-    if backend == "reference":
+    if backend in ("torch", "reference"):
         return None
     module, reason = _load_extension()
     if backend == "cpp":
@@ -136,11 +144,14 @@ def _choose(op: str, device: str, forced: str) -> Choice:
     if forced and forced not in ORDER:
         raise BackendError(f"{FORCE}={forced!r} is not a backend", hint=f"one of {', '.join(ORDER)}, or unset it")
     entries = _TABLE[op]
+    allowed = {forced} if forced else set(ORDER)
+    if forced in ("cuda", "triton") and forced not in entries:
+        allowed.add("torch")
     rejected: list[Rejected] = []
     chosen: str | None = None
     for backend in ORDER:
         reason = _why_not(entries, backend, device)
-        if reason is None and forced and backend != forced:
+        if reason is None and backend not in allowed:
             reason = f"{FORCE}={forced} was asked for"
         if reason is None and chosen is not None:
             reason = f"{chosen} comes first"

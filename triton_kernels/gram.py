@@ -5,10 +5,10 @@ One program owns one square tile of `out` on or below the diagonal and walks ove
 below the diagonal are added a second time, transposed. No atomics and no autotuning: equal input
 gives equal bits on equal hardware.
 
-With T tokens, C columns, element size s and tile B: T C (C + B) operations (half of a full
-product), T C (C + B) s / B bytes read through L2 and T C s from memory
-while what the programs at work read fits in L2; 12 C^2 bytes of a float64 out for every 16,384 tokens. Accuracy: token_sums.py. A float32 `out` adds its own
-rounding, once per call.
+With T tokens, C columns, element size s and tile B: T C (C + B) operations (half of a full product),
+T C (C + B) s / B bytes read through L2, T C s from memory while what the programs at work read fits in L2, and 12 C^2
+of a float64 out for every 16,384 tokens. Accuracy: token_sums.py. A float32 `out` adds its own rounding, once per
+call.
 """
 
 from __future__ import annotations

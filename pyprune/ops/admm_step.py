@@ -85,14 +85,35 @@ def admm_step(
 def admm_step_reference(
     state: Tensor, previous: Tensor, mask: Tensor, start: Tensor, multiplier: Tensor, relax: float, momentum: float
 ) -> None:
-    """By torch: in float64 on the CPU; in float32 on a GPU, where this is the fast way."""
-    wide = torch.float64 if state.device.type == "cpu" else torch.float32
-    wide = state.dtype if state.dtype == torch.float64 else wide
-    z, s = state.to(wide), start.to(wide)
-    dense = s + (torch.where(mask, z, -z) - s) @ multiplier.to(wide)
-    moved = relax * dense + torch.where(mask, (1.0 - relax) * z, z) + momentum * (z - previous.to(wide))
+    """By torch, in float64."""
+    z, s = state.double(), start.double()
+    dense = s + (torch.where(mask, z, -z) - s) @ multiplier.double()
+    moved = relax * dense + torch.where(mask, (1.0 - relax) * z, z) + momentum * (z - previous.double())
     previous.copy_(state)
     state.copy_(moved)
+
+
+@backends.implements("admm_step", "torch")
+def _admm_step_torch(
+    state: Tensor, previous: Tensor, mask: Tensor, start: Tensor, multiplier: Tensor, relax: float, momentum: float
+) -> None:
+    with library.exact_products():
+        dense = torch.addmm(start, torch.where(mask, state, -state).sub_(start), multiplier)
+    moved = torch.where(mask, (1.0 - relax) * state, state).add_(dense, alpha=relax)
+    moved.add_(state, alpha=momentum).sub_(previous, alpha=momentum)
+    previous.copy_(state)
+    state.copy_(moved)
+
+
+@backends.implements("admm_step", "triton")
+def _admm_step_triton(
+    state: Tensor, previous: Tensor, mask: Tensor, start: Tensor, multiplier: Tensor, relax: float, momentum: float
+) -> None:
+    from pyprune.triton_kernels.admm_step import admm_fold, admm_input  # imports triton, only where it is used
+
+    with library.exact_products():
+        product = admm_input(torch.empty_like(state), state, mask, start) @ multiplier
+    admm_fold(state, previous, mask, start, product, relax, momentum)
 
 
 @backends.implements("admm_step", "cpp")

@@ -94,9 +94,36 @@ def cholesky_reference(
         inverted = torch.cholesky_inverse(lower)
         inverted = (inverted + inverted.T) / 2
         inverted = inverted.flip(0, 1) if reverse else inverted
-    pivot = len(matrix) - info if reverse else info - 1
-    failed = torch.where(info == 0, -1, pivot).to(device="cpu", dtype=torch.int64)
-    return factor.to(dtype).contiguous(), inverted.to(dtype).contiguous(), failed
+    return factor.to(dtype).contiguous(), inverted.to(dtype).contiguous(), _failed(info, len(matrix), reverse)
+
+
+@backends.implements("cholesky", "torch")
+def _cholesky_torch(
+    matrix: Tensor, ridge: float, inverse: bool, reverse: bool, single: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    damped = matrix.clone()
+    damped.diagonal().add_(ridge)
+    damped = damped.to(torch.float32 if single else torch.float64)
+    # Turned about, the upper triangle is the lower one, and RRᵀ is LLᵀ.
+    triangle, info = torch.linalg.cholesky_ex(damped.flip(0, 1) if reverse else damped, upper=not reverse)
+    inverted = damped.new_empty(0)
+    if inverse:
+        # By two triangular solves: torch.cholesky_inverse looks at its result on the host and raises.
+        with library.exact_products():
+            unit = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
+            inverted = torch.cholesky_solve(unit, triangle, upper=not reverse)
+        inverted = (inverted + inverted.T) / 2
+    if len(matrix):  # not every library says that it came upon NaN
+        bad = ~(triangle.diagonal() > 0)
+        info = torch.where((info == 0) & bad.any(), bad.int().argmax() + 1, info)
+    if reverse:
+        triangle, inverted = triangle.flip(0, 1), inverted.flip(0, 1) if inverse else inverted
+    return triangle.contiguous(), inverted, _failed(info, len(matrix), reverse)
+
+
+def _failed(info: Tensor, size: int, reverse: bool) -> Tensor:
+    """LAPACK's report, 1 + the bad pivot or 0, in our terms."""
+    return torch.where(info == 0, -1, size - info if reverse else info - 1).long()
 
 
 @backends.implements("cholesky", "cpp")
@@ -125,7 +152,7 @@ def _cholesky_cpp(
 def _fake(matrix: Tensor, ridge: float, inverse: bool, reverse: bool, single: bool) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float32 if single else torch.float64
     inverted = matrix.new_empty(matrix.shape if inverse else (0,), dtype=dtype)
-    return matrix.new_empty(matrix.shape, dtype=dtype), inverted, torch.empty((), dtype=torch.int64)
+    return matrix.new_empty(matrix.shape, dtype=dtype), inverted, matrix.new_empty((), dtype=torch.int64)
 
 
 _cholesky = library.register(

@@ -93,6 +93,16 @@ def _cross_gram_cpp(out: Tensor, y: Tensor, x: Tensor, keep: Tensor | None) -> N
         out.add_(total.to(out.dtype))
 
 
+@backends.implements("cross_gram", "triton")
+def _cross_gram_triton(out: Tensor, y: Tensor, x: Tensor, keep: Tensor | None) -> None:
+    if x.dtype == torch.float64:
+        cross_gram_reference(out, y, x, keep)
+        return
+    from pyprune.triton_kernels.cross_gram import cross_gram_accumulate  # imports triton, only where it is used
+
+    cross_gram_accumulate(out, y, x, keep)
+
+
 _cross_gram = library.register(
     "cross_gram(Tensor(a!) out, Tensor y, Tensor x, Tensor? keep) -> ()",
     fake=lambda out, y, x, keep: None,

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -55,6 +56,33 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(size, dtype=dtype)
     memory = backends.extension().Memory(size.numel() * dtype.itemsize)
     return torch.frombuffer(memory, dtype=dtype).reshape(size)
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Within, torch multiplies float32 in float32, whatever the process allows: TF32 would keep 10 bits.
+
+    The setting is torch's own, so that other threads see it too while it lasts.
+    """
+    matmul = torch.backends.cuda.matmul
+    try:
+        before = torch.get_float32_matmul_precision()
+        plain = matmul.allow_tf32 == (before != "highest")
+    except RuntimeError:  # set by the newer interface, which must not be mixed with this one
+        plain = False
+    if plain:
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+    else:
+        precision = matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = precision
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -37,8 +37,8 @@ def matmul(
 
     Notes
     -----
-    Products and sums in the given dtype (TF32 follows torch's setting on GPUs). On the CPU every entry is summed in
-    order, so that it depends neither on the number of threads nor on other rows.
+    Products and sums in the given dtype, without TF32. On the CPU every entry is summed in order, so that it depends
+    neither on the number of threads nor on other rows; on a GPU this is cuBLAS.
 
     Examples
     --------
@@ -76,10 +76,15 @@ def _rows(matrix: Tensor) -> Tensor:
 
 @backends.implements("matmul", "reference")
 def matmul_reference(out: Tensor, a: Tensor, b: Tensor, add: bool, scale: float) -> None:
-    """By torch: in float64 on the CPU; in its own dtype on a GPU, where this is the fast way."""
-    product = a.double() @ b.double() if a.device.type == "cpu" else a @ b
-    total = product * scale + out if add else product * scale
-    out.copy_(total)
+    """By torch, in float64."""
+    product = (a.double() @ b.double()) * scale
+    out.copy_(product + out if add else product)
+
+
+@backends.implements("matmul", "torch")
+def _matmul_torch(out: Tensor, a: Tensor, b: Tensor, add: bool, scale: float) -> None:
+    with library.exact_products():
+        out.addmm_(a, b, beta=1.0 if add else 0.0, alpha=scale)
 
 
 @backends.implements("matmul", "cpp")

@@ -77,6 +77,13 @@ def _nm_cpp(scores: Tensor, keep: int, of: int) -> Tensor:
     return mask
 
 
+@backends.implements("nm", "triton")
+def _nm_triton(scores: Tensor, keep: int, of: int) -> Tensor:
+    from pyprune.triton_kernels.nm import keep_of_groups  # imports triton, only where it is used
+
+    return keep_of_groups(torch.empty_like(scores, dtype=torch.bool), scores, keep, of)
+
+
 _nm = library.register(
     "nm(Tensor scores, int keep, int of) -> Tensor",
     fake=lambda scores, keep, of: torch.empty_like(scores, dtype=torch.bool),

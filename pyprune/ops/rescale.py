@@ -55,6 +55,7 @@ def rescale(
     return out
 
 
+@backends.implements("rescale", "torch")
 @backends.implements("rescale", "reference")
 def rescale_reference(matrix: Tensor, scale: Tensor, ridge: float, shift: float, single: bool) -> Tensor:
     """By torch, in float64."""

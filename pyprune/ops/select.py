@@ -89,6 +89,16 @@ def _select_cpp(scores: Tensor, count: int, per_row: bool) -> Tensor:
     return mask
 
 
+@backends.implements("select", "triton")
+def _select_triton(scores: Tensor, count: int, per_row: bool) -> Tensor:
+    from pyprune.triton_kernels.select import keep_largest  # imports triton, only where it is used
+
+    mask = torch.empty_like(scores, dtype=torch.bool)
+    flat = scores.shape if per_row else (1, scores.numel())
+    keep_largest(mask.view(flat), scores.view(flat), count)
+    return mask
+
+
 _select = library.register(
     "select(Tensor scores, int count, bool per_row) -> Tensor",
     fake=lambda scores, count, per_row: torch.empty_like(scores, dtype=torch.bool),

@@ -56,6 +56,7 @@ def symmetrise(
     return Symmetrised(out, asymmetry, largest, int(broken))
 
 
+@backends.implements("symmetrise", "torch")
 @backends.implements("symmetrise", "reference")
 def symmetrise_reference(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """By torch, several passes."""

@@ -2,8 +2,8 @@
 """Runs the cases of a kernel in another process, in which Triton interprets (or not).
 
 Triton reads TRITON_INTERPRET when a kernel is decorated, so one process cannot do both. One worker serves the cases of
-all ops, because importing torch and Triton takes longer than most of them. `python worker.py` is its other end: it reads
-lines `<op> <device>`, calls `findings(device)` of `<op>_cases.py`, and answers with one line of JSON.
+all ops, because importing torch and Triton takes longer than most of them. `python worker.py` is its other end: it
+reads lines `<op> <device>`, calls `findings(device)` of `<op>_cases.py`, and answers with one line of JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Worker:
 
     def __init__(self, *, interpret: bool) -> None:
         self._environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the worker)
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, op: str, device: str) -> dict[str, Any]:
