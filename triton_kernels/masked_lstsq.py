@@ -28,6 +28,11 @@ MOST = 128  # columns of a support that a program holds
 ROUNDS = 6  # of refinement
 CHUNK = 1 << 30  # bytes of systems and factors held at once
 
+# A multiply-add of a batch of factors costs as much as so many of one large product; conjugate gradients take about so
+# many products with the system for each row.
+BATCHED = 10.0
+PRODUCTS = 200.0
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -41,6 +46,16 @@ def tile_for(largest: int) -> Tile:
     """Choose the tile for supports of up to `largest` columns, 32 numbers a thread."""
     size = max(16, triton.next_power_of_2(largest))
     return Tile(size=size, warps=max(1, size * size // 1024))
+
+
+def iteration_pays(kept: Tensor, columns: int) -> bool:
+    """Whether conjugate gradients are taken for rows with supports of `kept` ``[rows]`` of `columns` columns.
+
+    Never where all supports fit on chip, else where they are estimated to cost less than a factor of each row.
+    """
+    size = kept.double()
+    fits = len(kept) == 0 or int(kept.max()) <= MOST
+    return not fits and (len(kept) * PRODUCTS + columns) * columns**2 < BATCHED * float((size**3).sum()) / 3
 
 
 @triton.jit
@@ -173,7 +188,7 @@ def solve_supports(
     """
     size = tile_for(largest).size if largest <= MOST else largest
     single = system.float()
-    solution, solved = torch.empty_like(target), torch.empty_like(mask[:, 0])
+    solution, solved = torch.empty_like(target), mask.new_empty(len(mask))
     for part in _chunks(len(target), 2 * 4 * size**2):
         index, count = supports(mask[part], size)
         solve = _by_inverse(single, index, count) if size <= MOST else _by_factor(single, index)
