@@ -15,7 +15,7 @@ TRANSFORMERS4 := .compat/transformers4
 BUILD := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
 CPP := $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: help demo test test-transformers4 lint format bench bench-solver env clean
+.PHONY: help demo test test-transformers4 test-gpu lint format bench bench-solver bench-gpu env clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -30,6 +30,9 @@ test: $(VENV)/.test lint ## everything: lint, tests, tests with transformers 4
 
 test-transformers4: $(VENV)/.test $(TRANSFORMERS4)/.installed ## the tests of models, methods and data with transformers 4
 	PYTHONPATH=$(TRANSFORMERS4) $(BIN)/python -m pytest -q tests/models tests/methods tests/tasks tests/cli -m "not slow"
+
+test-gpu: $(VENV)/.test ## the tests that need a CUDA device; without one each is skipped, and says so
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.test ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
@@ -48,6 +51,9 @@ bench: $(VENV)/.test ## all benchmarks (an hour); results under benchmarks/resul
 bench-solver: $(VENV)/.test ## one matrix beside other solvers, and docs/solver-pareto.svg; PUBLIC="--sparsegpt DIR --alps DIR" runs their code
 	$(BIN)/python benchmarks/solver/run.py --resume $(PUBLIC)
 	$(BIN)/python benchmarks/solver/plot.py
+
+bench-gpu: $(VENV)/.test ## every op on a GPU beside torch (ten minutes); results under benchmarks/results
+	$(BIN)/python benchmarks/gpu/run.py
 
 env: $(VENV)/.test ## the environment for development, and nothing else
 

@@ -5,9 +5,9 @@ Every op registers its implementations here (:func:`implements`). Dispatch, ``py
 error messages all read this one table, so they cannot disagree.
 
 Order of preference: ``cuda`` (compiled), ``triton``, ``cpp`` (compiled), ``torch`` (the vendor's libraries through
-torch, in the dtype asked for), ``reference`` (torch, float64). ``PYPRUNE_BACKEND`` forces one; forcing one that is not
-available is an error that says why. Under a forced ``cuda`` or ``triton`` the ops that have no such kernel because they
-belong to the vendor's libraries still run as ``torch``: a solver needs them all.
+torch, in the dtype asked for), ``reference`` (torch, float64); :data:`FIRST` says where another comes first.
+``PYPRUNE_BACKEND`` forces one; forcing one that is not available is an error that says why. Ops without a kernel there
+go where :data:`WITHOUT_KERNEL` says, because a solver needs them all: no backend has those of the vendor's libraries.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ DEVICES = {
     "reference": ("cpu", "cuda"),
 }
 FORCE = "PYPRUNE_BACKEND"
+
+# Ops whose order differs: the CUDA gram multiplies 16-bit types on float32 lanes, Triton's on tensor cores.
+FIRST = {"gram": "triton"}
+
+# What else may serve an op that the forced backend has no kernel for.
+WITHOUT_KERNEL = {"cuda": ("triton", "torch"), "triton": ("torch",), "torch": ("reference",)}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _TABLE: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -79,7 +85,7 @@ def _load_extension() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         reason = f"the compiled extension pyprune._C could not be imported ({error})"
     warnings.warn(
-        f"pyprune: {reason}; every op falls back to the slow torch reference. "
+        f"pyprune: {reason}; every op falls back to torch, which is slow. "
         "Reinstall with a C++17 compiler at hand: pip install --force-reinstall .",
         RuntimeWarning,
         stacklevel=3,
@@ -145,11 +151,11 @@ def _choose(op: str, device: str, forced: str) -> Choice:
         raise BackendError(f"{FORCE}={forced!r} is not a backend", hint=f"one of {', '.join(ORDER)}, or unset it")
     entries = _TABLE[op]
     allowed = {forced} if forced else set(ORDER)
-    if forced in ("cuda", "triton") and forced not in entries:
-        allowed.add("torch")
+    if forced and forced not in entries:
+        allowed.update(WITHOUT_KERNEL.get(forced, ()))
     rejected: list[Rejected] = []
     chosen: str | None = None
-    for backend in ORDER:
+    for backend in order_of(op):
         reason = _why_not(entries, backend, device)
         if reason is None and backend not in allowed:
             reason = f"{FORCE}={forced} was asked for"
@@ -204,6 +210,17 @@ def operations() -> tuple[str, ...]:
     """Names of all registered ops."""
     importlib.import_module("pyprune.ops")
     return tuple(sorted(_TABLE))
+
+
+def implementations(op: str) -> tuple[str, ...]:
+    """Backends that have an implementation of an op, the preferred one first."""
+    return tuple(backend for backend in order_of(op) if backend in _TABLE[op])
+
+
+def order_of(op: str) -> tuple[str, ...]:
+    """:data:`ORDER`, with what an op has in :data:`FIRST` before all others."""
+    first = FIRST.get(op)
+    return ORDER if first is None else (first, *(backend for backend in ORDER if backend != first))
 
 
 def describe() -> dict[str, Any]:

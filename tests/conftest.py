@@ -16,7 +16,15 @@ from pyprune import backends
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "ops")]
 
 
-@pytest.fixture(params=["cpp", "reference"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that ask for a `backend` run on every one that the op of their file has for CPU tensors."""
+    if "backend" in metafunc.fixturenames:
+        op = metafunc.definition.path.stem.removeprefix("test_")
+        known = backends.implementations(op) if op in backends.operations() else ("cpp", "reference")
+        metafunc.parametrize("backend", [name for name in known if "cpu" in backends.DEVICES[name]], indirect=True)
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Force one backend for the test; a missing compiled extension fails, it does not skip."""
     monkeypatch.setenv(backends.FORCE, request.param)

@@ -32,7 +32,7 @@ def test_compiled_kernels_come_first():
 def test_every_rejection_has_a_reason():
     for op in backends.operations():
         rejected = backends.choose(op, "cpu").rejected
-        assert {entry.backend for entry in rejected} == {"cuda", "triton", "reference"}
+        assert {entry.backend for entry in rejected} == {"cuda", "triton", "torch", "reference"}
         assert all(entry.reason for entry in rejected)
 
 
@@ -47,9 +47,47 @@ def test_forcing_an_unavailable_backend_says_why(monkeypatch):
         pyprune.ops.gram(torch.ones(2, 2))
 
 
+@pytest.fixture
+def with_a_gpu(monkeypatch):
+    """The table as it is where a GPU is at hand and the extension was built with CUDA."""
+    monkeypatch.setattr(backends, "unavailable", lambda backend: None)
+    backends._choose.cache_clear()
+    yield
+    backends._choose.cache_clear()
+
+
+# Those for which torch calls the vendor's library, or makes the passes over memory that a kernel would.
+VENDOR_OPS = ("matmul", "cholesky", "rescale", "symmetrise", "admm_step", "select", "nm")
+
+
+def test_gpu_ops(monkeypatch, with_a_gpu):
+    for op in VENDOR_OPS:
+        assert "torch" in backends.implementations(op), op
+    assert backends.choose("matmul", "cuda").backend == "torch"
+    assert backends.choose("admm_step", "cuda").backend == "triton"
+    assert backends.choose("cross_gram", "cuda").backend == "triton"
+    assert backends.choose("gram", "cuda").backend == "triton"  # tensor cores
+
+
+@pytest.mark.parametrize("forced", ["cuda", "triton"])
+def test_a_forced_gpu_backend_leaves_what_it_has_not_to_others(monkeypatch, with_a_gpu, forced):
+    monkeypatch.setenv(backends.FORCE, forced)
+    assert backends.choose("gram", "cuda").backend == forced
+    assert backends.choose("matmul", "cuda").backend == "torch"
+    assert backends.choose("cross_gram", "cuda").backend == "triton"
+    with pytest.raises(BackendError, match="no kernel there yet"):  # never the float64 reference in silence
+        backends.choose("block_obs", "cuda")
+
+
+def test_forced_torch_is_torch_alone(monkeypatch):
+    monkeypatch.setenv(backends.FORCE, "torch")
+    assert backends.choose("matmul", "cpu").backend == "torch"
+    assert backends.choose("gram", "cpu").backend == "reference"
+
+
 def test_forcing_an_unknown_backend(monkeypatch):
     monkeypatch.setenv(backends.FORCE, "fortran")
-    with pytest.raises(BackendError, match=r"fortran.*\n.*cuda, triton, cpp, reference"):
+    with pytest.raises(BackendError, match=r"fortran.*\n.*cuda, triton, cpp, torch, reference"):
         pyprune.ops.gram(torch.ones(2, 2))
 
 

@@ -87,6 +87,18 @@ def test_files_have_one_subject():
     assert not too_long, f"split these: {too_long}"
 
 
+def test_every_triton_kernel_is_interpreted_and_compiled():
+    root = PACKAGE.parent
+    for path in (root / "triton_kernels").glob("*.py"):
+        op = path.stem
+        if op == "__init__" or not (PACKAGE / "ops" / f"{op}.py").is_file():  # what several share
+            continue
+        assert f'implements("{op}", "triton")' in (PACKAGE / "ops" / f"{op}.py").read_text(encoding="utf-8")
+        tests = root / "tests" / "triton_kernels"
+        assert (tests / f"{op}_cases.py").is_file(), op
+        assert ".hold()" in (tests / f"test_{op}.py").read_text(encoding="utf-8"), op
+
+
 def test_every_op_has_its_four_faces():
     root = PACKAGE.parent
     for path in (PACKAGE / "ops").glob("*.py"):

@@ -31,12 +31,11 @@ def order_of(scores):  # type: ignore[no-untyped-def]
     """Unsigned integers in the order of scores."""
     if scores.dtype == tl.float64:
         whole = (scores + 0.0).to(tl.int64, bitcast=True)
-        flipped = whole ^ ((whole >> 63) | (-9223372036854775808))
-        return flipped.to(tl.uint64, bitcast=True)
+        keys = (whole ^ ((whole >> 63) | (-9223372036854775808))).to(tl.uint64, bitcast=True)
     else:
         whole = (scores + 0.0).to(tl.int32, bitcast=True)
-        flipped = whole ^ ((whole >> 31) | (-2147483648))
-        return flipped.to(tl.uint32, bitcast=True)
+        keys = (whole ^ ((whole >> 31) | (-2147483648))).to(tl.uint32, bitcast=True)
+    return keys
 
 
 @triton.jit

@@ -60,8 +60,9 @@ def tile_for(pieces: tuple[int, int], arch: int, *, itemsize: int, precision: st
         return Tile(block=128, depth=64, warps=8, stages=3) if wide else Tile(block=64, depth=64, warps=4, stages=3)
     if precision == "tf32x3":
         return Tile(block=64, depth=16, warps=4, stages=3)
-    # Four warps on a wide tile would need up to 255 registers a thread.
-    wide = pieces[1] >= processors
+    # Four warps on a wide tile would need up to 255 registers a thread. On compute capability 10 Triton (3.7 at least)
+    # multiplies float32 as TF32 where a tile is wide enough for its tensor cores, though "ieee" is asked for.
+    wide = pieces[1] >= processors and arch // 10 != 10
     return Tile(block=64, depth=32, warps=8, stages=3) if wide else Tile(block=32, depth=16, warps=4, stages=3)
 
 

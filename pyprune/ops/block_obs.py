@@ -88,7 +88,7 @@ def _check(inverse: Tensor, weight: Tensor, count: int | Tensor, height: int, wi
             hint="a height that divides the rows and a width that divides the columns",
         )
     groups, blocks = rows // height, features // width
-    counts = torch.as_tensor(count, dtype=torch.int64, device=weight.device)
+    counts = torch.as_tensor(count, dtype=torch.int64).to(weight.device)
     if counts.dim() and tuple(counts.shape) != (groups,):
         raise InputError("block_obs: one count a group of rows", asked=f"[{groups}]", seen=str(list(counts.shape)))
     counts = counts.expand(groups).contiguous()

@@ -53,6 +53,7 @@ def nm(
     return mask
 
 
+@backends.implements("nm", "torch")  # choices are exact in any arithmetic
 @backends.implements("nm", "reference")
 def nm_reference(scores: Tensor, keep: int, of: int) -> Tensor:
     """Rank inside each group by a stable descending sort."""
@@ -81,7 +82,9 @@ def _nm_cpp(scores: Tensor, keep: int, of: int) -> Tensor:
 def _nm_triton(scores: Tensor, keep: int, of: int) -> Tensor:
     from pyprune.triton_kernels.nm import keep_of_groups  # imports triton, only where it is used
 
-    return keep_of_groups(torch.empty_like(scores, dtype=torch.bool), scores, keep, of)
+    mask = torch.empty_like(scores, dtype=torch.bool)
+    keep_of_groups(mask, scores, keep, of)
+    return mask
 
 
 _nm = library.register(

@@ -84,7 +84,7 @@ def obs(
 def _check(inverse: Tensor, weight: Tensor, count: int | Tensor, keep: int, of: int) -> Tensor:
     library.check_inverse("obs", inverse, weight)
     rows, features = weight.shape
-    counts = torch.as_tensor(count, dtype=torch.int64, device=weight.device).expand(rows).contiguous()
+    counts = torch.as_tensor(count, dtype=torch.int64).to(weight.device).expand(rows).contiguous()
     if of < 0 or (of and (features % of or not 0 <= keep <= of)):
         raise InputError("obs: the groups do not fit", asked=f"keep {keep} of {of}", seen=f"{features} columns")
     most = features // of * (of - keep) if of else features

@@ -65,6 +65,7 @@ def check_scores(op: str, scores: Tensor) -> None:
         )
 
 
+@backends.implements("select", "torch")  # choices are exact in any arithmetic
 @backends.implements("select", "reference")
 def select_reference(scores: Tensor, count: int, per_row: bool) -> Tensor:
     """Stable descending sort, then the first ``count``."""

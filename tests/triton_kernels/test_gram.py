@@ -26,6 +26,19 @@ COSTS = [
         (3072, {"itemsize": 2}, {"registers": 254, "shared": 98304}),
     )
 ]
+# There, wide tiles would be multiplied as TF32.
+COSTS.append(
+    cost_of(
+        gram_kernel,
+        TYPES,
+        ALIGNED,
+        gram_tile(3072, 100, itemsize=4),
+        itemsize=4,
+        archs=(100,),
+        registers=56,
+        shared=8192,
+    )
+)
 
 
 def test_against_float64(findings: dict[str, Any]) -> None:
@@ -61,7 +74,10 @@ def test_tiles_fit_the_kernel(arch: int, kind: dict[str, Any]) -> None:
         (3072, 80, 4, 64),
         (768, 86, 4, 64),  # 78 fill 28
         (768, 75, 4, 64),  # unknown: as the smallest known
-        (1024, 103, 4, 32),  # unknown: as the nearest below, which has 148
+        (1024, 105, 2, 64),  # unknown: as the nearest below, which has 148
+        (1024, 120, 4, 64),
+        (3072, 100, 4, 32),  # wide tiles would be multiplied as TF32
+        (3072, 103, 4, 32),
         (1024, 90, 2, 64),  # 36 programs of 128
         (2048, 90, 2, 128),  # 136
     ],

@@ -40,13 +40,14 @@ def cost_of(
     registers: int,
     shared: int,
     precision: str = "ieee",
+    archs: tuple[int, ...] = (80, 90),
 ) -> Cost:
     """A sum over tokens as it is launched."""
     element = "bf16" if itemsize == 2 else "fp32"
     products = {"bf16": ("f32.bf16.bf16",), "fp32": ("fma.rn.f32",) if precision == "ieee" else ("tf32",)}
     strides = {name: 1 for name in ("y_stride_column", "x_stride_column") if name in kernel.arg_names}
     return Cost(
-        f"{element} {precision} {tile.block}",
+        f"{element} {precision} {tile.block}, sm_{archs[0]}",
         kernel,
         {**types, "y_ptr": f"*{element}", "x_ptr": f"*{element}"},
         {
@@ -63,6 +64,7 @@ def cost_of(
         aligned=aligned,
         registers=registers,
         shared=shared,
+        archs=archs,
         contains=products[element],
         lacks=() if precision == "tf32x3" else ("tf32",),
     )

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of every op, as the op under ``torch.ops.pyprune`` takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict[str, tuple[Any, ...]]:
+    """One call of each op. ``columns`` must be a multiple of 4, ``rows`` of 3 and at most ``columns``."""
+    tokens = 2 * columns + 4
+    x = torch.randn(tokens, columns, generator=generator)
+    y = torch.randn(tokens, rows, generator=generator)
+    keep = torch.rand(tokens, generator=generator) > 0.3
+    gram = (x.T @ x).double() + torch.eye(columns, dtype=torch.float64)
+    weight = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    mask = torch.rand(rows, columns, generator=generator) > 0.5
+    inverse = torch.linalg.inv(gram)
+    factor = torch.linalg.cholesky(gram.flip(0, 1)).flip(0, 1).contiguous()
+    single, half = weight.float(), columns // 2
+    state, previous = torch.randn(2, rows, columns, generator=generator)
+    basis = torch.randn(2, columns, generator=generator)
+    ends = [*range(128, columns, 128), columns]
+    prune = torch.tensor([0] + [rows * end // 2 for end in ends]).diff()
+    return {
+        "gram": (torch.zeros(columns, columns, dtype=torch.float64), x, keep),
+        "cross_gram": (torch.zeros(rows, columns), y, x, None),
+        "matmul": (torch.zeros(rows, columns, dtype=torch.float64), weight, gram, True, 0.5),
+        "cholesky": (gram, 0.1, True, False, False),
+        "symmetrise": (x[:columns],),
+        "rescale": (gram, weight[0].clone(), 0.1, 0.2, True),
+        "admm_step": (state, previous, mask, single, gram.float() / (12.5 * columns), 1.5, 0.1),
+        "masked_cg": (gram.float(), single, mask, single, 3, 0.0, None, basis, single),
+        "select": (weight, half - 1, True),
+        "nm": (weight, 2, 4),
+        "masked_lstsq": (gram, weight, mask, 1e-14),
+        "obs": (inverse, weight, torch.full((rows,), half), half, 0, 0, True),
+        "sparsegpt": (weight, factor, None, prune, False, 0, 0, 128),
+        "block_obs": (inverse, weight, torch.full((rows // 3,), half // 2), half // 2, 3, 2),
+    }
+
+
+OPS = tuple(samples(torch.Generator()))
