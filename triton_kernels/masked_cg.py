@@ -42,9 +42,9 @@ class Line:
 
 
 def line_for(columns: int) -> Line:
-    """Choose the walk: the whole row at once up to 2,048 columns, eight columns a lane at most."""
-    block = min(2048, max(32, triton.next_power_of_2(columns)))
-    return Line(block=block, warps=max(1, block // 256))
+    """Choose the walk: 4 columns a lane, on up to 8 warps."""
+    block = min(1024, max(128, triton.next_power_of_2(columns)))
+    return Line(block=block, warps=block // 128)
 
 
 @triton.jit
@@ -171,6 +171,7 @@ def advance_kernel(
                 tl.store(angle_ptr + row, following)
                 goes = goes & (following > 0.0)
                 turn = (following / angle).to(tl.float32)
+                tl.debug_barrier()  # the residual may be read by other threads than wrote it
                 for first in range(0, columns, BLOCK):
                     column = first + tl.arange(0, BLOCK)
                     ok = column < columns

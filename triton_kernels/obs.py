@@ -440,6 +440,5 @@ def fit(inverse: Tensor, dense: Tensor, gone: Removals, unit: Tensor, scale: Ten
 
 def _power_near(value: Tensor) -> Tensor:
     """One over each value, rounded to a power of two; one for zero and what is not finite."""
-    _, exponent = torch.frexp(value)
-    usable = torch.isfinite(value) & (value > 0)
-    return torch.where(usable, torch.ldexp(torch.ones_like(value), torch.where(usable, 1 - exponent, 0)), 1.0)
+    mantissa, _ = torch.frexp(value)
+    return torch.where(torch.isfinite(value) & (value > 0), 2.0 * mantissa / value, 1.0)

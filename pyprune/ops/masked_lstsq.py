@@ -73,7 +73,8 @@ def masked_lstsq(
     (``w = w̄ − A[:,P] A_PP⁻¹ w̄_P`` with ``A = (G + λI)⁻¹``, ``w̄`` the dense solution), whichever is smaller; by
     conjugate gradients, all rows in one product, where that costs less (above some 5,000 columns at 50 %). Factors are
     float32 and residuals float64, refined until a correction is worth less than 1e-10 of the row's energy (1e-14 for a
-    float64 ``rhs``); rows where that fails, by their condition, are solved in float64 throughout.
+    float64 ``rhs``); rows where that fails, by their condition, are solved in float64 throughout. On a GPU there is no
+    complement, and conjugate gradients pay from some hundred columns on.
 
     Examples
     --------

@@ -77,8 +77,8 @@ def test_resources(cost: Cost) -> None:
     cost.hold()
 
 
-@pytest.mark.parametrize(("columns", "block", "warps"), [(1, 32, 1), (384, 512, 2), (2048, 2048, 8), (4096, 2048, 8)])
-def test_a_lane_walks_by_eight(columns: int, block: int, warps: int) -> None:
+@pytest.mark.parametrize(("columns", "block", "warps"), [(1, 128, 1), (384, 512, 4), (1024, 1024, 8), (4096, 1024, 8)])
+def test_a_lane_walks_by_four(columns: int, block: int, warps: int) -> None:
     line = line_for(columns)
     assert (line.block, line.warps) == (block, warps)
-    assert line.block <= 256 * line.warps
+    assert line.block == 128 * line.warps
