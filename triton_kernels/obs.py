@@ -387,7 +387,7 @@ def prune(
     loss, settled = weight.new_empty(rows, steps), torch.empty_like(count, dtype=torch.bool)
     # In units that float32 can hold: the largest diagonal entry and each row's largest weight near one.
     unit = _power_near(inverse.diagonal().max())
-    scaled = (inverse * unit).to(dtype)
+    scaled = (inverse * unit).to(dtype).contiguous()
     height = min(rows, rows_at_once(steps, columns, dtype.itemsize))
     factor = scaled.new_empty(height, steps, columns)
     for first in range(0, rows, height):

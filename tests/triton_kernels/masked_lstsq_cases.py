@@ -128,11 +128,11 @@ def findings(device: str) -> dict[str, Any]:
             "factors in parts": solve(device, 6, 40, 0.9, limits={"MOST": 4, "CHUNK": 1}, ways=(factor,) * 5),
             "iteration": solve(device, 5, 60, 0.5, limits=iterate),
             "singular": solve(device, 3, 30, 0.9, kind="deficient", damp=0.0, ways=(small, double)),
-            "badly conditioned": solve(device, 3, 30, 0.9, kind="deficient", damp=1e-7, ways=(small, double)),
+            "badly conditioned": solve(device, 3, 30, 0.9, kind="deficient", damp=3e-7, ways=(small, double)),
             "singular, large": solve(
                 device, 3, 40, 0.9, kind="deficient", damp=0.0, limits={"MOST": 4}, ways=(factor, double)
             ),
-            "iteration fails": solve(device, 3, 40, 0.9, kind="deficient", damp=0.0, limits=iterate, ways=(double,)),
+            "iteration fails": solve(device, 3, 40, 0.9, tolerance=0.0, limits=iterate, ways=(double,)),
         },
         "refusals": refused(
             {
