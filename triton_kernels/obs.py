@@ -46,10 +46,9 @@ class Line:
 
 
 def line_for(columns: int, itemsize: int) -> Line:
-    """Choose the walk: 4 columns a lane, 8 on float32 rows of more than 1,024; 256 bytes of V a lane in flight."""
+    """Choose the walk: 4 columns a lane, 8 on float32 rows of more than 1,024; 8 rows of V in flight."""
     block = min(8192 // itemsize, max(128, triton.next_power_of_2(columns)))
-    warps = min(8, block // 128)
-    return Line(block=block, depth=256 // itemsize // (block // (32 * warps)), warps=warps)
+    return Line(block=block, depth=8, warps=min(8, block // 128))
 
 
 def rows_at_once(steps: int, columns: int, itemsize: int) -> int:

@@ -51,15 +51,15 @@ def substitute_cost(size: int, element: str, registers: int) -> Cost:
 
 
 COSTS = [
-    remove_cost(100, "fp32", 112),
-    remove_cost(768, "fp32", 128),
+    remove_cost(100, "fp32", 80),
+    remove_cost(768, "fp32", 88),
     remove_cost(3072, "fp32", 128),
     remove_cost(3072, "fp32", 128, of=4),
     remove_cost(768, "fp64", 112),
     remove_cost(3072, "fp64", 128, of=4),
-    substitute_cost(512, "fp32", 64),
-    substitute_cost(2048, "fp32", 64),
-    substitute_cost(2048, "fp64", 96),
+    substitute_cost(512, "fp32", 112),
+    substitute_cost(2048, "fp32", 112),
+    substitute_cost(2048, "fp64", 128),
 ]
 
 
@@ -83,9 +83,9 @@ def test_resources(cost: Cost) -> None:
 
 @pytest.mark.parametrize("itemsize", [4, 8])
 @pytest.mark.parametrize("columns", [1, 128, 129, 768, 1024, 1025, 3072, 11008])
-def test_a_lane_holds_256_bytes_of_the_factor(columns: int, itemsize: int) -> None:
+def test_a_lane_holds_at_most_256_bytes_of_the_factor(columns: int, itemsize: int) -> None:
     line = line_for(columns, itemsize)
-    assert line.block * line.depth * itemsize == 256 * 32 * line.warps
+    assert line.block * line.depth * itemsize <= 256 * 32 * line.warps
     assert line.block >= min(columns, 1024)
     assert 1 <= line.warps <= 8
 
