@@ -27,7 +27,9 @@ BATCH = 32  # rows that share one batched call
 
 def damped(gram: Tensor, damping: float = DAMPING) -> Tensor:
     """Hessian in float32 with the ridge on its diagonal."""
-    return (gram + damping * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)).float()
+    return (
+        gram + damping * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    ).float()
 
 
 def keep_largest(scores: Tensor, pattern: Pattern) -> Tensor:
@@ -109,7 +111,7 @@ def rank1_obs(
         w = result[first : first + batch]
         inverses = inverse.repeat(len(w), 1, 1)
         alive = torch.ones_like(w, dtype=torch.bool)
-        every = torch.arange(len(w))
+        every = torch.arange(len(w), device=w.device)
         for _ in range(steps):
             diagonal = inverses.diagonal(dim1=1, dim2=2)
             scores = torch.where(alive, w * w / diagonal, torch.inf)
@@ -149,8 +151,8 @@ def batched_cholesky(
     rhs, mask : Tensor, shape (rows, columns)
     """
     ridge = damping * gram.diagonal().mean()
-    system = (gram + ridge * torch.eye(len(gram), dtype=gram.dtype)).to(dtype)
-    result = torch.empty(rhs.shape, dtype=dtype)
+    system = (gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).to(dtype)
+    result = torch.empty_like(rhs, dtype=dtype)
     for first in range(0, len(rhs), batch):
         keep = mask[first : first + batch]
         both = keep.unsqueeze(2) & keep.unsqueeze(1)

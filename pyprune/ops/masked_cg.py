@@ -153,46 +153,45 @@ def masked_cg_reference(
     basis: Tensor | None = None,
     dense: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """By torch: in float64 on the CPU; in float32 on a GPU, where this is the fast way."""
-    wide = torch.float64 if target.device.type == "cpu" else torch.float32
-    h, c = system.to(wide), target.to(wide)
-    x = torch.where(mask, start, 0.0).to(wide)
+    """By torch, in float64."""
+    h, c = system.double(), target.double()
+    x = torch.where(mask, start, 0.0).double()
     left = c - x @ h
     r = torch.where(mask, left, 0.0)
-    loss = None if dense is None else ((dense.to(wide) - x) * left).sum(dim=1).double().clamp(min=0.0)
+    loss = None if dense is None else ((dense.double() - x) * left).sum(dim=1).clamp(min=0.0)
 
-    low_rank = None if basis is None else _woodbury(basis.to(wide), _rest_of(system, basis).to(wide), mask)
+    low_rank = None if basis is None else _woodbury(basis.double(), _rest_of(system, basis).double(), mask)
 
     def solve(residual: Tensor) -> Tensor:
         if low_rank is not None:
             return torch.einsum("rij,rj->ri", low_rank, residual)
         if precondition is None:
             return residual
-        return torch.where(mask, residual @ precondition.to(wide), 0.0)
+        return torch.where(mask, residual @ precondition.double(), 0.0)
 
     z = solve(r)
-    direction, angle = z, (r * z).sum(dim=1).double()
+    direction, angle = z, (r * z).sum(dim=1)
     going = angle > 0
     worth = torch.zeros(len(target), dtype=torch.float64, device=target.device)
     for _ in range(steps):
         product = torch.where(mask, direction @ h, 0.0)
-        curvature = (direction * product).sum(dim=1).double()
+        curvature = (direction * product).sum(dim=1)
         going = going & (curvature > 0)
         length = torch.where(going, angle / curvature, 0.0)
-        x = x + length[:, None].to(wide) * direction
-        r = r - length[:, None].to(wide) * product
+        x = x + length[:, None] * direction
+        r = r - length[:, None] * product
         gain = length * angle
         if loss is not None:
             loss = (loss - gain).clamp(min=0.0)
-        whole = (x * c).sum(dim=1).double() if loss is None else loss
+        whole = (x * c).sum(dim=1) if loss is None else loss
         worth = torch.where(going, torch.where(whole > 0, gain / whole, 0.0), worth)
         going = going & (worth > tolerance)
         z = solve(r)
-        following = (r * z).sum(dim=1).double()
+        following = (r * z).sum(dim=1)
         turn = torch.where(going, following / angle, 0.0)
         angle = torch.where(going, following, angle)
         going = going & (following > 0)
-        direction = z + turn[:, None].to(wide) * direction
+        direction = z + turn[:, None] * direction
     return x.to(target.dtype), worth
 
 
@@ -239,6 +238,39 @@ def _masked_cg_cpp(
         tolerance,
         backends.threads(),
     )
+    return solution, worth
+
+
+@backends.implements("masked_cg", "triton")
+def _masked_cg_triton(
+    system: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    start: Tensor,
+    steps: int,
+    tolerance: float,
+    precondition: Tensor | None,
+    basis: Tensor | None = None,
+    dense: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    from pyprune.triton_kernels.masked_cg import iterate  # imports triton, only where it is used
+
+    solution = torch.where(mask, start, 0.0)
+    worth = target.new_empty(len(target), dtype=torch.float64)
+    with library.exact_products():
+        iterate(
+            solution,
+            worth,
+            system,
+            target,
+            mask,
+            steps=steps,
+            tolerance=tolerance,
+            precondition=precondition,
+            basis=basis,
+            rest=None if basis is None else _rest_of(system, basis),
+            dense=dense,
+        )
     return solution, worth
 
 

@@ -73,7 +73,8 @@ def masked_lstsq(
     (``w = w̄ − A[:,P] A_PP⁻¹ w̄_P`` with ``A = (G + λI)⁻¹``, ``w̄`` the dense solution), whichever is smaller; by
     conjugate gradients, all rows in one product, where that costs less (above some 5,000 columns at 50 %). Factors are
     float32 and residuals float64, refined until a correction is worth less than 1e-10 of the row's energy (1e-14 for a
-    float64 ``rhs``); rows where that fails, by their condition, are solved in float64 throughout.
+    float64 ``rhs``); rows where that fails, by their condition, are solved in float64 throughout. On a GPU there is no
+    complement, and conjugate gradients pay from some hundred columns on.
 
     Examples
     --------
@@ -143,11 +144,7 @@ def masked_lstsq_reference(
 
 @backends.implements("masked_lstsq", "cpp")
 def _masked_lstsq_cpp(system: Tensor, target: Tensor, mask: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    # Unit diagonal: what float32 loses then does not depend on the scales of the features.
-    scale = system.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(scale > 0, scale, 1.0)
-    scaled = rescale(system, 1.0 / scale)
-    rhs = target / scale
+    scaled, rhs, scale = _unit_diagonal(system, target)
     kept = mask.sum(dim=1)
     if not _iteration_pays(kept, len(system)):
         solution, status = _by_cholesky(scaled, rhs, mask, kept, tolerance)
@@ -158,6 +155,41 @@ def _masked_lstsq_cpp(system: Tensor, target: Tensor, mask: Tensor, tolerance: f
         rest = ~solved
         solution[rest], status[rest] = _by_cholesky(scaled, rhs[rest], mask[rest], kept[rest], tolerance)
     return solution.div_(scale), status
+
+
+@backends.implements("masked_lstsq", "triton")
+def _masked_lstsq_triton(system: Tensor, target: Tensor, mask: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    # Imports triton, only where it is used.
+    from pyprune.triton_kernels.masked_lstsq import MOST, iteration_pays, solve_in_double, solve_supports
+
+    scaled, rhs, scale = _unit_diagonal(system, target)
+    kept = mask.sum(dim=1)
+    solution, solved = torch.zeros_like(rhs), kept == 0
+    status = torch.zeros_like(kept)
+    with library.exact_products():
+        for part in ((kept > 0) & (kept <= MOST), kept > MOST):
+            rows = torch.nonzero(part)[:, 0]
+            if len(rows) == 0:
+                continue
+            if iteration_pays(kept[rows], len(system)):
+                found = _by_iteration(scaled, rhs[rows], mask[rows], tolerance)
+            else:
+                found = solve_supports(scaled, rhs[rows], mask[rows], tolerance, int(kept[rows].max()))
+            solution[rows], solved[rows] = found
+        rows = torch.nonzero(~solved)[:, 0]
+        if len(rows):
+            solution[rows], status[rows] = solve_in_double(scaled, rhs[rows], mask[rows], int(kept[rows].max()))
+    return solution.div_(scale), status
+
+
+def _unit_diagonal(system: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same systems in units that make their diagonal one, and these units ``[k]``.
+
+    What float32 loses then does not depend on the scales of the features.
+    """
+    scale = system.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    return rescale(system, 1.0 / scale), target / scale, scale
 
 
 def _by_cholesky(system: Tensor, rhs: Tensor, mask: Tensor, kept: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -192,12 +224,12 @@ def _by_iteration(system: Tensor, rhs: Tensor, mask: Tensor, tolerance: float) -
     """Conjugate gradients in float32 inside float64 refinement; which rows got there, bool ``[rows]``."""
     found = cholesky(system, ridge=_PRECONDITION_RIDGE, inverse=True, dtype=torch.float32)
     solution = torch.zeros_like(rhs)
-    solved = torch.zeros(len(rhs), dtype=torch.bool)
+    solved = torch.zeros(len(rhs), dtype=torch.bool, device=rhs.device)
     if found.failed >= 0 or found.inverse is None:
         return solution, solved
     single = system.float()
     start = torch.where(mask, matmul(rhs.float(), found.inverse), 0.0)  # the dense fit, cut to the support
-    previous = torch.full((len(rhs),), torch.inf, dtype=torch.float64)
+    previous = rhs.new_full((len(rhs),), torch.inf)
     for sweep in range(_SWEEPS):
         residual = rhs if sweep == 0 else matmul(solution, system, rhs.clone(), scale=-1.0)
         open_residual = torch.where(mask, residual, 0.0).float()

@@ -161,6 +161,24 @@ def _obs_cpp(
     return pruned, order, loss
 
 
+@backends.implements("obs", "triton")
+def _obs_triton(
+    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int, single: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from pyprune.triton_kernels.obs import prune  # imports triton, only where it is used
+
+    pruned = weight.clone()
+    order = torch.full((len(weight), steps), -1, dtype=torch.int64, device=weight.device)
+    loss = weight.new_zeros(len(weight), steps)
+    rows = torch.nonzero(count)[:, 0]
+    for dtype in (torch.float32, torch.float64) if single else (torch.float64,):
+        if len(rows):  # those that float32 does not settle are done again
+            *found, settled = prune(inverse, weight[rows], count[rows], steps, keep=keep, of=of, dtype=dtype)
+            pruned[rows], order[rows], loss[rows] = found
+            rows = rows[~settled]
+    return pruned, order, loss
+
+
 _obs = library.register(
     "obs(Tensor inverse, Tensor weight, Tensor count, int steps, int keep, int of, bool single)"
     " -> (Tensor, Tensor, Tensor)",

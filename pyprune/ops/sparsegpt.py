@@ -10,7 +10,7 @@ from pyprune import backends
 from pyprune.errors import InputError, NumericsError
 from pyprune.ops import library
 from pyprune.ops.nm import nm_reference
-from pyprune.ops.select import select_reference
+from pyprune.ops.select import _select, select_reference
 
 
 def sparsegpt(
@@ -172,6 +172,27 @@ def _sparsegpt_cpp(
         backends.threads(),
     )
     return swept, kept
+
+
+@backends.implements("sparsegpt", "triton")
+def _sparsegpt_triton(
+    weight: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    prune: Tensor,
+    per_row: bool,
+    keep: int,
+    of: int,
+    block: int,
+) -> tuple[Tensor, Tensor]:
+    from pyprune.triton_kernels.sparsegpt import sweep  # imports triton, only where it is used
+
+    swept = weight.T.contiguous()
+    kept = torch.ones_like(swept, dtype=torch.bool) if mask is None else mask.T.contiguous()
+    counts = prune.tolist() if mask is None and not of else None
+    with library.exact_products():
+        sweep(swept, kept, factor, counts, per_row=per_row, keep=keep, of=of, block=block, select=_select)
+    return swept.T.contiguous(), kept.T.contiguous()
 
 
 _sparsegpt = library.register(
