@@ -61,18 +61,17 @@ inline char* dynamic_shared() {
     return shared.get();
 }
 
-/// Every thread of the warp gives a value; each gets what `read` makes of the 32 values of this exchange.
+/// Every thread of the warp gives a value; each gets what `read` makes of the 32 values of this exchange. Exchanges use two
+/// rows of memory by turns: who is late still finds the values of his own.
 template <typename Value, typename Read>
 EMULATED_UNSEEN auto exchange(Value value, const Read& read) {
     static_assert(sizeof(Value) <= sizeof(std::uint64_t), "a register or two");
     const unsigned thread = team->index();
     Barrier& barrier = warp_barriers[thread / kWarp];
-    std::uint64_t* const values = exchanged.data() + thread / kWarp * kWarp;
+    std::uint64_t* const values = exchanged.data() + (thread / kWarp * 2 + barrier.generation() % 2) * kWarp;
     __builtin_memcpy(values + thread % kWarp, &value, sizeof value);
     barrier.wait(false);
-    const auto result = read(values);
-    barrier.wait(false);
-    return result;
+    return read(values);
 }
 
 template <typename Value>
@@ -180,7 +179,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     emulated::block_barrier = std::make_unique<emulated::Barrier>(threads);
     emulated::warp_barriers.assign((threads + emulated::kWarp - 1) / emulated::kWarp,
                                    emulated::Barrier(emulated::kWarp));
-    emulated::exchanged.assign(emulated::warp_barriers.size() * emulated::kWarp, 0);
+    emulated::exchanged.assign(emulated::warp_barriers.size() * 2 * emulated::kWarp, 0);
     emulated::shared.reset(new char[config->dynamicSmemBytes]);
     emulated::Barrier between(threads);
     emulated::Team().run(threads, emulated::descending, [&] {
