@@ -17,8 +17,8 @@
 //   bytes       V is read once for up to eight steps: k t^2 / 16 elements, or more where guesses fail, and k elements for each
 //               row since; A t k, from L2
 //   state       2 k elements in shared memory, and (t + 64) k of workspace for each block that is resident
-// Registers allow two blocks of a multiprocessor; shared memory too up to 13,000 columns in float32 and 6,500 in float64 on
-// sm_90. Not measured on a GPU yet.
+// Two blocks of a multiprocessor by registers, and by shared memory up to 12,000 columns in float32 and 6,000 in float64 on
+// sm_90; one up to 24,000 and 13,000. Not measured on a GPU yet.
 
 #include "obs.h"
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +56,13 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(size, dtype=dtype)
     memory = backends.extension().Memory(size.numel() * dtype.itemsize)
     return torch.frombuffer(memory, dtype=dtype).reshape(size)
+
+
+@contextmanager
+def cuda_stream(tensor: Tensor) -> Iterator[int]:
+    """Make the tensor's device the current one; the handle of its current stream."""
+    with torch.cuda.device(tensor.device):
+        yield torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def all_finite(tensor: Tensor) -> bool:

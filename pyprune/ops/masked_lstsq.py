@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from pyprune.errors import InputError, NumericsError
 from pyprune.ops import library
 from pyprune.ops.cholesky import cholesky
 from pyprune.ops.masked_cg import masked_cg
+from pyprune.ops.masked_systems import solve_by_cuda
 from pyprune.ops.matmul import matmul
 from pyprune.ops.rescale import rescale
 
@@ -87,7 +89,7 @@ def masked_lstsq(
     target = rhs.double()
     if anchor is not None:
         target = target + ridge * anchor.double()
-    solution, status = _masked_lstsq(
+    solution, status = solve_rows(
         system.contiguous(), target.contiguous(), mask.contiguous(), _TOLERANCE[rhs.dtype == torch.float64]
     )
     failed = int((status != 0).sum())
@@ -143,6 +145,18 @@ def masked_lstsq_reference(
 
 @backends.implements("masked_lstsq", "cpp")
 def _masked_lstsq_cpp(system: Tensor, target: Tensor, mask: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    return _solve(system, target, mask, tolerance, _by_cpp)
+
+
+@backends.implements("masked_lstsq", "cuda")
+def _masked_lstsq_cuda(system: Tensor, target: Tensor, mask: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    return _solve(system, target, mask, tolerance, solve_by_cuda)
+
+
+def _solve(
+    system: Tensor, target: Tensor, mask: Tensor, tolerance: float, by_cholesky: Callable[..., tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Scaled, by a factor for each row or by iteration, whichever is estimated to cost less."""
     # Unit diagonal: what float32 loses then does not depend on the scales of the features.
     scale = system.diagonal().clamp(min=0).sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
@@ -150,20 +164,23 @@ def _masked_lstsq_cpp(system: Tensor, target: Tensor, mask: Tensor, tolerance: f
     rhs = target / scale
     kept = mask.sum(dim=1)
     if not _iteration_pays(kept, len(system)):
-        solution, status = _by_cholesky(scaled, rhs, mask, kept, tolerance)
+        solution, status = by_cholesky(scaled, rhs, mask, kept, _inverse(scaled, kept), tolerance)
         return solution.div_(scale), status
     solution, solved = _by_iteration(scaled, rhs, mask, tolerance)
     status = torch.zeros_like(kept)
     if not bool(solved.all()):
         rest = ~solved
-        solution[rest], status[rest] = _by_cholesky(scaled, rhs[rest], mask[rest], kept[rest], tolerance)
+        solution[rest], status[rest] = by_cholesky(
+            scaled, rhs[rest], mask[rest], kept[rest], _inverse(scaled, kept[rest]), tolerance
+        )
     return solution.div_(scale), status
 
 
-def _by_cholesky(system: Tensor, rhs: Tensor, mask: Tensor, kept: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+def _by_cpp(
+    system: Tensor, rhs: Tensor, mask: Tensor, kept: Tensor, inverse: Tensor | None, tolerance: float
+) -> tuple[Tensor, Tensor]:
     """A factor for each row; solutions ``[rows, k]`` and status ``[rows]``."""
     rows, features = rhs.shape
-    inverse = _inverse(system, kept)
     solution = library.empty(rows, features, dtype=torch.float64)
     status = torch.empty(rows, dtype=torch.int64)
     backends.extension().masked_lstsq(
@@ -192,12 +209,12 @@ def _by_iteration(system: Tensor, rhs: Tensor, mask: Tensor, tolerance: float) -
     """Conjugate gradients in float32 inside float64 refinement; which rows got there, bool ``[rows]``."""
     found = cholesky(system, ridge=_PRECONDITION_RIDGE, inverse=True, dtype=torch.float32)
     solution = torch.zeros_like(rhs)
-    solved = torch.zeros(len(rhs), dtype=torch.bool)
+    solved = torch.zeros(len(rhs), dtype=torch.bool, device=rhs.device)
     if found.failed >= 0 or found.inverse is None:
         return solution, solved
     single = system.float()
     start = torch.where(mask, matmul(rhs.float(), found.inverse), 0.0)  # the dense fit, cut to the support
-    previous = torch.full((len(rhs),), torch.inf, dtype=torch.float64)
+    previous = torch.full((len(rhs),), torch.inf, dtype=torch.float64, device=rhs.device)
     for sweep in range(_SWEEPS):
         residual = rhs if sweep == 0 else matmul(solution, system, rhs.clone(), scale=-1.0)
         open_residual = torch.where(mask, residual, 0.0).float()
@@ -227,7 +244,7 @@ def _inverse(system: Tensor, count: Tensor) -> Tensor | None:
     return found.inverse if float(pivots.max()) <= _COMPLEMENT_CONDITION * float(pivots.min()) else None
 
 
-_masked_lstsq = library.register(
+solve_rows = library.register(
     "masked_lstsq(Tensor system, Tensor target, Tensor mask, float tolerance) -> (Tensor, Tensor)",
     fake=lambda system, target, mask, tolerance: (
         torch.empty_like(target),
