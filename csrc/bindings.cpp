@@ -281,23 +281,21 @@ pyprune::cuda::MaskedRows masked_rows(uintptr_t mask, int64_t rows, int64_t colu
 void masked_factor_cuda(uintptr_t factors, uintptr_t status, uintptr_t matrix, uintptr_t mask, int64_t rows,
                         int64_t columns, int64_t side, bool wanted, uintptr_t stream) {
     const int64_t square = area(columns, columns);
-    const auto problem = masked_rows(mask, rows, columns, side, wanted);
+    const auto own = masked_rows(mask, rows, columns, side, wanted);
     const int64_t all = area(rows, pyprune::cuda::masked_factor_size(side));
     py::gil_scoped_release release;
     pyprune::cuda::masked_factor(pointer<float>(factors, all, "factors"), pointer<int64_t>(status, rows, "status"),
-                                 pointer<const float>(matrix, square, "matrix"), problem,
-                                 reinterpret_cast<void*>(stream));
+                                 pointer<const float>(matrix, square, "matrix"), own, reinterpret_cast<void*>(stream));
 }
 
 void masked_solve_cuda(uintptr_t out, uintptr_t rhs, uintptr_t factors, uintptr_t mask, int64_t rows, int64_t columns,
                        int64_t side, bool wanted, uintptr_t stream) {
     const int64_t all = area(rows, columns);
-    const auto problem = masked_rows(mask, rows, columns, side, wanted);
+    const auto own = masked_rows(mask, rows, columns, side, wanted);
     const int64_t stored = area(rows, pyprune::cuda::masked_factor_size(side));
     py::gil_scoped_release release;
     pyprune::cuda::masked_solve(pointer<double>(out, all, "out"), pointer<const double>(rhs, all, "rhs"),
-                                pointer<const float>(factors, stored, "factors"), problem,
-                                reinterpret_cast<void*>(stream));
+                                pointer<const float>(factors, stored, "factors"), own, reinterpret_cast<void*>(stream));
 }
 
 pyprune::cuda::ObsShape obs_shape(int type, int64_t rows, int64_t columns, int64_t stride, int64_t steps, int64_t keep,

@@ -1,25 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// masked_lstsq: for each row a Cholesky factor of matrix[S, S], S its own columns, and solves with it (masked_lstsq.h).
+// masked_lstsq: for each row a Cholesky factor of matrix[S, S], S its own columns, and solves with it
+// (masked_lstsq.h).
 //
-// Layout. A factor L is a packed lower triangle of 32 x 32 tiles; in a tile the entries of one column are neighbours. The
-// diagonal tiles hold the inverses X of L's diagonal tiles, which is all that is ever asked of them. A side that is not a
-// multiple of 32 is padded with ones on the diagonal.
+// Layout. A factor L is a packed lower triangle of 32 x 32 tiles; in a tile the entries of one column are neighbours.
+// The diagonal tiles hold the inverses X of L's diagonal tiles, which is all that is ever asked of them. A side that
+// is not a multiple of 32 is padded with ones on the diagonal.
 //
-// Algorithm. One block a row; S is compacted from the mask, and matrix[S, S] is gathered tile by tile, never stored. A warp
-// owns a tile of a product, a lane 8 x 4 of its entries: 32 fused multiply-adds for three 16-byte reads of shared memory.
-//   on chip     the whole triangle in shared memory, right-looking: X of the diagonal tile in the registers of one warp, a
-//               product for each tile below, one for each tile of what is left. Up to 320 columns in 227 KiB, 256 in 163.
-//   by tiles    any side, left-looking: a block column takes everything to its left, which comes from `factors`, eight tiles
-//               at a time; the next tiles are on their way into registers while these are multiplied.
+// Algorithm. One block a row; S is compacted from the mask, and matrix[S, S] is gathered tile by tile, never stored.
+// A warp owns a tile of a product, a lane 8 x 4 of its entries: 32 fused multiply-adds for three 16-byte reads of
+// shared memory.
+//   on chip     the whole triangle in shared memory, right-looking: X of the diagonal tile in the registers of one
+//               warp, a product for each tile below, one for each tile of what is left. Up to 320 columns in 227 KiB,
+//               256 in 163.
+//   by tiles    any side, left-looking: a block column takes everything to its left, which comes from `factors`,
+//               eight tiles at a time; the next tiles are on their way into registers while these are multiplied.
 // Solves are by tiles, forward and back, the vector in shared memory.
 //
-// Cost of a row with n = |S|, of k columns:
-//   operations  n^3 / 3 (fused multiply-adds: half that), and n^2 a solve
-//   bytes       gather n^2 / 2 * 4, at full sectors where more than one column of eight is kept; factors n^2 / 2 * 4 written
-//               once and read once a solve; by tiles n^3 / 48 more are read (16 operations a byte: from L2 or memory)
-// Blocks on a multiprocessor: on chip by shared memory, 1 above 224 columns, 2 up to 160, 15 up to 64 (blocks of 64 threads);
-// by tiles 2 of 256 threads. Not measured on a GPU yet.
+// Cost of a row with n = |S|:
+//   operations  n^3 / 3, and 2 n^2 a solve
+//   bytes       gather 2 n^2, at full sectors where more than one column of eight is kept; factors 2 n^2 written once
+//               and read once a solve; by tiles n^3 / 48 more are read: 16 operations a byte, from L2 or memory
+// Blocks on a multiprocessor of sm_90: on chip 1 above 224 columns (shared memory), 2 above 128, 4 above 64 (blocks
+// of 128 threads), 8 up to 64 (of 64), then registers; by tiles 2, solves 4. Not measured on a GPU yet.
 
 #include "masked_lstsq.h"
 

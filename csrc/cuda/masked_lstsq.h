@@ -5,8 +5,8 @@
 
 namespace pyprune::cuda {
 
-/// Which columns of each row: S, those where (mask[row][j] != 0) is `wanted`, in ascending order. `side` is at least the
-/// number of them in any row. All pointers are on the device, arrays row-major and contiguous.
+/// Which columns of each row: S, those where (mask[row][j] != 0) is `wanted`, in ascending order. `side` is at least
+/// the number of them in any row. All pointers are on the device, arrays row-major and contiguous.
 struct MaskedRows {
     const std::uint8_t* mask;  // [rows, columns]
     std::int64_t rows, columns, side;
@@ -26,9 +26,9 @@ std::int64_t masked_factor_on_chip();
 ///             relative to its diagonal entry; what is in factors[row] is then of no use.
 /// matrix      [columns, columns] float32, symmetric
 ///
-/// On chip where `side` is at most masked_factor_on_chip(), else tile by tile through `factors` itself. The calls below only
-/// enqueue: no synchronisation, no allocation, no atomics; equal input gives equal bits, and rows are independent. Throws
-/// std::runtime_error with CUDA's text.
+/// On chip where `side` is at most masked_factor_on_chip(), else tile by tile through `factors` itself. The calls
+/// below only enqueue: no synchronisation, no allocation, no atomics; equal input gives equal bits, and rows are
+/// independent. Throws std::runtime_error with CUDA's text.
 void masked_factor(float* factors, std::int64_t* status, const float* matrix, const MaskedRows& problem, void* stream);
 
 /// out[row][S] = x with L L^T x = rhs[row][S], L = factors[row], in float32; other entries are left as they are.

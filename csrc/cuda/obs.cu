@@ -2,23 +2,26 @@
 //
 // obs: exact greedy Optimal Brain Surgeon of each row (contract in obs.h).
 //
-// Algorithm. Lazy OBS, a pivoted Cholesky of the shared inverse A: with V the rows made so far, a step takes the open column p
-// with the least w_p^2 / D_p, forms r = A[p, :] - V[:, p]^T V, and then w -= r w_p / D_p, V gets the row r / sqrt(D_p), D -= its
-// square. One block of 256 threads has a row; a thread owns packs of columns (16 bytes), and keeps their weights and pivots in
-// shared memory. V lies in a workspace, each entry written and, but for the few coefficients V[:, p], read by its owner alone.
-// A removed or closed column has pivot -infinity.
+// Algorithm. Lazy OBS, a pivoted Cholesky of the shared inverse A: with V the rows made so far, a step takes the open
+// column p with the least w_p^2 / D_p, forms r = A[p, :] - V[:, p]^T V, and then w -= r w_p / D_p, V gets the row r /
+// sqrt(D_p), D -= its square. One block of 256 threads has a row; a thread owns packs of columns (16 bytes), and
+// keeps their weights and pivots in shared memory. V lies in a workspace, each entry written and, but for the few
+// coefficients V[:, p], read by its owner alone. A removed or closed column has pivot -infinity.
 //
-// V[:, c]^T V is computed ahead, in one reading of V, for p and for seven more columns c that are cheap now (of 16 groups of
-// threads the cheapest of each, and of these the best seven). Eight such batches are kept; when c is removed, only the rows that
-// V got since are missing. Pivots are still taken one by one over all columns: a guess that fails costs time, never the result.
+// V[:, c]^T V is computed ahead, in one reading of V, for p and for seven more columns c that are cheap now (of 16
+// groups of threads the cheapest of each, and of these the best seven). Eight such batches are kept; when c is
+// removed, only the rows that V got since are missing. Pivots are still taken one by one over all columns: a guess
+// that fails costs time, never the result.
 //
 // Cost of a row of k columns, t steps:
-//   operations  k t^2 (fused multiply-adds: half that), and where guesses fail up to as much again
-//   bytes       V is read once for up to eight steps: k t^2 / 16 elements, or more where guesses fail, and k elements for each
-//               row since; A t k, from L2
+//   operations  k t^2 (fused multiply-adds: half that), and up to a half more for rows that are computed ahead in
+//               vain
+//   bytes       V is read once for 5.4 steps of 192 at 384 columns, 6.5 of 384 at 768, 6.4 of 1536 at 3072 (counted
+//               on emulated kernels, correlated features), and the 11 or 12 rows made since: 0.29, 0.22 and 0.18 of
+//               the k t^2 / 2 elements of plain lazy OBS; the rows of A, t k, from L2
 //   state       2 k elements in shared memory, and (t + 64) k of workspace for each block that is resident
-// Two blocks of a multiprocessor by registers, and by shared memory up to 12,000 columns in float32 and 6,000 in float64 on
-// sm_90; one up to 24,000 and 13,000. Not measured on a GPU yet.
+// Two blocks of a multiprocessor by registers, and by shared memory up to 12,000 columns in float32 and 6,000 in
+// float64 on sm_90; one up to 24,000 and 13,000. Not measured on a GPU yet.
 
 #include "obs.h"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles of 32 x 32 float32, the entries of a column neighbours, and what one warp does with them. A packed lower triangle
-// of tiles is a Cholesky factor whose diagonal tiles are kept inverted.
+// Tiles of 32 x 32 float32, the entries of a column neighbours, and what one warp does with them. A packed lower
+// triangle of tiles is a Cholesky factor whose diagonal tiles are kept inverted.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -106,8 +106,8 @@ struct Part {
     }
 };
 
-/// The inverse of a diagonal tile's Cholesky factor, by one warp: lane i has row i. Returns kTile, or the first pivot that
-/// is not above its floor (the lanes hold the floors).
+/// The inverse of a diagonal tile's Cholesky factor, by one warp: lane i has row i. Returns kTile, or the first pivot
+/// that is not above its floor (the lanes hold the floors).
 __device__ inline int invert_diagonal(float* out, const float* tile, float floor) {
     float a[kTile], x[kTile];
 #pragma unroll

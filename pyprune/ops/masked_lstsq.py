@@ -75,7 +75,8 @@ def masked_lstsq(
     (``w = w̄ − A[:,P] A_PP⁻¹ w̄_P`` with ``A = (G + λI)⁻¹``, ``w̄`` the dense solution), whichever is smaller; by
     conjugate gradients, all rows in one product, where that costs less (above some 5,000 columns at 50 %). Factors are
     float32 and residuals float64, refined until a correction is worth less than 1e-10 of the row's energy (1e-14 for a
-    float64 ``rhs``); rows where that fails, by their condition, are solved in float64 throughout.
+    float64 ``rhs``); rows where that fails, by their condition, are solved in float64 throughout. The same on a GPU;
+    there products with factors are float32 and all others float64, never TF32, except inside conjugate gradients.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Just enough of the CUDA runtime to run our kernels on the host: CUDA threads are fibers (fibers.h), one block after
-// another, __syncthreads is a barrier of the block, warp intrinsics are barriers of 32 threads around an exchange, shared
-// memory is a static, or for the dynamic kind a new array of exactly the size asked for.
+// another, __syncthreads is a barrier of the block, warp intrinsics are barriers of 32 threads around an exchange,
+// shared memory is a static, or for the dynamic kind a new array of exactly the size asked for.
 // It stands in for the real header on the include path, so the .cu files are compiled unchanged, and the address and
 // thread sanitizers then see every access outside and every missing barrier.
 // It proves logic, not speed, and nothing about memory order on a GPU.
@@ -61,8 +61,8 @@ inline char* dynamic_shared() {
     return shared.get();
 }
 
-/// Every thread of the warp gives a value; each gets what `read` makes of the 32 values of this exchange. Exchanges use two
-/// rows of memory by turns: who is late still finds the values of his own.
+/// Every thread of the warp gives a value; each gets what `read` makes of the 32 values of this exchange. Exchanges
+/// use two rows of memory by turns: who is late still finds the values of his own.
 template <typename Value, typename Read>
 EMULATED_UNSEEN auto exchange(Value value, const Read& read) {
     static_assert(sizeof(Value) <= sizeof(std::uint64_t), "a register or two");

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The threads of one CUDA block as fibers of one host thread: a fiber runs until it has to wait, then the next one does.
-// Barriers are therefore cheap, a run is the same every time, and both sanitizers can follow: the address sanitizer is
-// told of every change of stack, the thread sanitizer sees every fiber as a thread and every barrier as one.
-// A barrier that not all threads reach ends the program with a message.
+// The threads of one CUDA block as fibers of one host thread: a fiber runs until it has to wait, then the next one
+// does. Barriers are therefore cheap, a run is the same every time, and both sanitizers can follow: the address
+// sanitizer is told of every change of stack, the thread sanitizer sees every fiber as a thread and every barrier as
+// one. A barrier that not all threads reach ends the program with a message.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +15,20 @@
 
 #include <ucontext.h>
 
+#if defined(__has_feature)  // clang's way of saying it
+#if __has_feature(thread_sanitizer)
+#define __SANITIZE_THREAD__ 1
+#endif
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 }
 #endif
@@ -52,6 +60,20 @@ struct Fiber {
     void* fake_stack = nullptr;
 };
 
+#if defined(__SANITIZE_THREAD__)
+// Threads of earlier launches, as the sanitizer knows them: to make one takes it longer than a small kernel runs.
+inline std::vector<void*> spare_race_states;
+
+EMULATED_UNSEEN inline void* take_race_state() {
+    if (spare_race_states.empty()) {
+        return __tsan_create_fiber(0);
+    }
+    void* const state = spare_race_states.back();
+    spare_race_states.pop_back();
+    return state;
+}
+#endif
+
 class Team;
 inline Team* team = nullptr;
 
@@ -77,12 +99,13 @@ class Team {
         fibers_ = std::vector<Fiber>(count);
 #if defined(__SANITIZE_THREAD__)
         race_state_ = __tsan_get_current_fiber();
+        __tsan_release(&begun_);
 #endif
         for (unsigned index = 0; index < count; ++index) {
             Fiber& fiber = fibers_[index];
             fiber.index = index;
 #if defined(__SANITIZE_THREAD__)
-            fiber.race_state = __tsan_create_fiber(0);
+            fiber.race_state = take_race_state();
 #endif
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -109,7 +132,7 @@ class Team {
 #if defined(__SANITIZE_THREAD__)
         __tsan_acquire(&joined_);
         for (Fiber& fiber : fibers_) {
-            __tsan_destroy_fiber(fiber.race_state);
+            spare_race_states.push_back(fiber.race_state);
         }
 #endif
         fibers_.clear();
@@ -129,6 +152,9 @@ class Team {
   private:
     EMULATED_UNSEEN static void enter() {
         team->arrive(nullptr);
+#if defined(__SANITIZE_THREAD__)
+        __tsan_acquire(&team->begun_);
+#endif
         (*team->body_)();
         Fiber& self = *team->current_;
         self.done = true;
@@ -188,7 +214,7 @@ class Team {
     Fiber* current_ = nullptr;
     Place place_;
     bool moved_ = false;
-    char joined_ = 0;
+    char begun_ = 0, joined_ = 0;
     void* race_state_ = nullptr;
     void* fake_stack_ = nullptr;
     const void* main_stack_ = nullptr;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Runs the CUDA obs on the host against the published algorithm, one explicit inverse a row in float64. Prints one line per
-// case,
+// Runs the CUDA obs on the host against the published algorithm, one explicit inverse a row in float64. Prints one
+// line per case,
 //   type columns rows steps keep of blocks | error of losses, of weights, ok
-// errors relative to the largest, and exits with 1 if any case fails. Buffers have exactly the size the contract names, so
-// the address sanitizer sees any access outside.
+// errors relative to the largest, and exits with 1 if any case fails. Buffers have exactly the size the contract
+// names, so the address sanitizer sees any access outside.
 
 #include "../../../csrc/cuda/obs.h"
 
@@ -66,8 +66,8 @@ Row plain(std::vector<double> a, std::vector<double> w, std::int64_t count, std:
     return row;
 }
 
-// Symmetric positive definite. With twins, neighbours nearly repeat each other: half of what looks cheap becomes dear when
-// the other one goes, and rows computed ahead are not used.
+// Symmetric positive definite. With twins, neighbours nearly repeat each other: half of what looks cheap becomes dear
+// when the other one goes, and rows computed ahead are not used.
 std::vector<double> inverse_of(std::int64_t k, bool twins) {
     std::vector<double> x(k * k), a(k * k);
     for (double& value : x) {
@@ -179,15 +179,15 @@ bool run(const Case& c, bool twins = false) {
 
 // Equal costs: the lower column goes first. And a row that has no column left says so.
 bool ties_and_ends() {
-    const Case c{ElementType::float64, 300, 1, 300, 0, 0, 1};
+    const Case c{ElementType::float64, 100, 1, 100, 0, 0, 1};
     std::vector<double> inverse(c.columns * c.columns), weight(c.columns, 1.0);
     for (std::int64_t j = 0; j < c.columns; ++j) {
         inverse[j * (c.columns + 1)] = 1.0;
     }
     inverse[7 * (c.columns + 1)] = 0.0;  // never positive
     const Outcome got = call(c, inverse, weight, &c.steps);
-    bool ok = got.status[0] == 1 && got.order[299] == -1 && std::isnan(got.loss[299]);
-    for (std::int64_t t = 0; t < 299; ++t) {
+    bool ok = got.status[0] == 1 && got.order[99] == -1 && std::isnan(got.loss[99]);
+    for (std::int64_t t = 0; t < 99; ++t) {
         ok &= got.order[t] == t + (t >= 7) && got.loss[t] == 1.0;
     }
     std::printf("ties and ends | %s\n", ok ? "ok" : "FAIL");
@@ -212,8 +212,8 @@ int main() {
     const auto f32 = ElementType::float32;
     const auto f64 = ElementType::float64;
     const Case cases[] = {
-        {f64, 1, 1, 1, 0, 0, 1},   {f64, 31, 4, 17, 0, 0, 3},   {f32, 31, 4, 31, 0, 0, 2},  {f64, 96, 3, 48, 2, 4, 2},
-        {f32, 66, 3, 44, 1, 3, 3}, {f64, 64, 2, 32, 32, 64, 2}, {f32, 131, 3, 90, 0, 0, 2}, {f64, 211, 2, 180, 0, 0, 1},
+        {f64, 1, 1, 1, 0, 0, 1},   {f64, 31, 4, 17, 0, 0, 3},   {f32, 31, 3, 31, 0, 0, 2},   {f64, 96, 2, 48, 2, 4, 2},
+        {f32, 66, 3, 44, 1, 3, 3}, {f64, 64, 2, 32, 32, 64, 2}, {f32, 131, 1, 100, 0, 0, 1}, {f64, 530, 1, 12, 0, 0, 1},
     };
     bool ok = true;
     for (const Case& c : cases) {
