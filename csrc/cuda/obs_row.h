@@ -21,7 +21,9 @@ constexpr int kSlots = kAhead * kBatches;  // rows that are kept
 constexpr int kGroup = 16;                 // threads that name one candidate
 constexpr int kGroups = kThreads / kGroup;
 constexpr int kDepth = 128;  // rows of V whose coefficients are in shared memory
-constexpr int kChain = 64;   // rows that a slot may lack; beyond that it is computed anew
+// While a batch is kept, seven others are made at most, and every removal takes a slot of theirs or of those before:
+// no product lacks more rows of V than this.
+constexpr int kChain = 2 * kSlots;
 static_assert(kChain <= kDepth * kAhead && kGroups <= kWarp, "they share memory; a warp ranks the candidates");
 static_assert(kSlots == 2 * kWarp, "a lane looks at two slots");
 
@@ -174,7 +176,7 @@ class Row {
     /// Remove column p; this thread's cheapest column after that.
     __device__ Candidate<Real> remove(int p) {
         int slot = slot_of(p);
-        if (slot < 0 || made_ - shared_.born[slot / kAhead] > kChain) {
+        if (slot < 0) {
             compute_ahead(p);
             slot = slot_of(p);
         }
@@ -297,12 +299,6 @@ class Row {
                 taken_[batch[lane()]] = 0;
             }
             batch[lane()] = -1;
-        }
-        __syncwarp();
-        for (int slot = lane(); slot < kSlots; slot += kWarp) {
-            if (shared_.owner[slot] == p) {
-                shared_.owner[slot] = -1;
-            }
         }
         __syncwarp();
         if (lane() == 0) {

@@ -72,7 +72,7 @@ def plan(
         while rows:
             side = sides[rows[-1]]
             system = 4 * factor_size(side) if kernel and factor_size is not None else 3 * 8 * side * side
-            height = max(1, workspace // (system + 8 * _TENSORS * columns))
+            height = max(1, workspace // max(1, system + 8 * _TENSORS * columns))
             chunks.append(Chunk(rows[-height:], side, over, kernel))
             rows = rows[:-height]
     return chunks

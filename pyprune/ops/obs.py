@@ -42,8 +42,8 @@ def obs(
         Arithmetic in which weights are chosen: float64, or float32 for half the time. Choices between weights whose
         losses agree to about five digits may then differ, and ``loss`` is no more accurate than that; rows for which
         float32 does not suffice are done in float64. The weights are accurate to float64 either way. The reference
-        uses float64 always, and so does a GPU whose multiprocessors do not hold a row's state (``steps`` rank-1 updates of
-        an inverse each then: above 13,000 columns in float64 on an H100).
+        uses float64 always; it is also what a GPU runs where a row's state is too large for a multiprocessor (on an
+        H100 above 24,000 columns, 13,000 in float64).
 
     Returns
     -------

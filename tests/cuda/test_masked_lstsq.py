@@ -36,6 +36,11 @@ class TestEmulated:
         assert relative(got, masked_fit(gram, rhs, mask)) <= SOLVE
         assert bool((got[~mask] == 0).all())
 
+    @pytest.mark.parametrize(("rows", "columns"), [(0, 7), (3, 0), (0, 0)])
+    def test_nothing_to_do(self, emulated, rows, columns):
+        gram, rhs = torch.eye(columns), torch.zeros(rows, columns)
+        assert ops.masked_lstsq(gram, rhs, rhs == 0).shape == (rows, columns)
+
     @pytest.mark.parametrize(("kibibytes", "side"), [(227, 320), (163, 256), (99, 192), (48, 128), (4, 0)])
     def test_what_fits_on_chip(self, emulated, kibibytes, side):
         emulated.emulate_device(3, kibibytes * 1024)
@@ -88,6 +93,19 @@ class TestEmulated:
             ops.masked_lstsq(gram, torch.randn(2, 30, dtype=torch.float64, generator=generator), mask)
 
 
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [({"side": 5}, "more columns wanted"), ({"mask": 0}, "mask is a null"), ({"rows": -1}, "negative")],
+)
+def test_sizes_are_checked(bad, words):
+    extension = pytest.importorskip("pyprune._C")
+    if not extension.build_info()["cuda"]:
+        pytest.skip("pyprune was built without CUDA (no nvcc, or PYPRUNE_CUDA=OFF)")
+    given = {"out": 8, "rhs": 8, "factors": 8, "mask": 8, "rows": 2, "columns": 4, "side": 3, **bad}
+    with pytest.raises(ValueError, match=words):
+        extension.masked_solve_cuda(*given.values(), True, 0)
+
+
 @pytest.mark.parametrize("columns", [1, 37])
 def test_gathered_in_float64(columns, generator):
     gram, rhs, mask = problem(6, columns, generator)
@@ -132,9 +150,13 @@ class TestPlan:
             ([7], 320),
             ([8, 9], 500),
         ]
-        for chunk in chunks:
-            assert chunk.kernel
-            assert len({kept > 320 for kept in [chunk.side]}) == 1
+        assert all(chunk.kernel for chunk in chunks)
+
+    def test_on_chip_or_not_is_a_matter_of_the_chunk(self):
+        kept = [*range(250, 400), *range(30, 40)]
+        for on_chip in (32, 256, 320):
+            for chunk in self.plan(kept, 600, on_chip=on_chip):
+                assert len({kept[row] > on_chip for row in chunk.rows}) == 1
 
     def test_complement_where_it_is_smaller(self):
         chunks = self.plan([100, 300, 301, 590, 600], 600, complement=True)

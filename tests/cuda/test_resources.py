@@ -38,7 +38,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         for element in ("float", "__nv_bfloat16", "__half")
         for shape, limit in (("64, 8, 4", TILE_64), ("32, 4, 2", TILE_32))
     },
-    # Two blocks of registers; of shared memory what is dynamic comes on top, and tests/cuda/test_masked_lstsq.py has it.
+    # Dynamic shared memory comes on top: tests/cuda/test_masked_lstsq.py has what fits.
     "masked_lstsq.cu": {
         "factor_on_chip": Limit(registers=128, shared=64, threads=256, blocks=2),
         "factor_by_tiles": Limit(registers=128, shared=36912, threads=256, blocks=2),
