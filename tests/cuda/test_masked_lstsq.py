@@ -27,13 +27,23 @@ def problem(rows, columns, generator, kind="plain", damp=1e-3):
     return gram, rhs, mask
 
 
+@pytest.fixture
+def redone(monkeypatch):
+    """Numbers of rows that were solved in float64, call by call: a wrong factor would hide there."""
+    calls = []
+    double = masked_systems.solve_in_double
+    monkeypatch.setattr(masked_systems, "solve_in_double", lambda *given: calls.append(len(given[1])) or double(*given))
+    return calls
+
+
 class TestEmulated:
     @pytest.mark.parametrize("kind", ["plain", "correlated", "scaled", "deficient"])
     @pytest.mark.parametrize("columns", [1, 31, 64, 97])
-    def test_matches_float64(self, emulated, columns, kind, generator):
+    def test_matches_float64(self, emulated, redone, columns, kind, generator):
         gram, rhs, mask = problem(7, columns, generator, kind)
         got = ops.masked_lstsq(gram, rhs, mask)
         assert relative(got, masked_fit(gram, rhs, mask)) <= SOLVE
+        assert redone == []
         assert bool((got[~mask] == 0).all())
 
     @pytest.mark.parametrize(("rows", "columns"), [(0, 7), (3, 0), (0, 0)])
@@ -46,13 +56,14 @@ class TestEmulated:
         emulated.emulate_device(3, kibibytes * 1024)
         assert emulated.masked_factor_on_chip() == side
 
-    def test_factors_that_do_not_fit_on_chip(self, emulated, generator):
+    def test_factors_that_do_not_fit_on_chip(self, emulated, redone, generator):
         emulated.emulate_device(3, 12 * 1024)
         assert emulated.masked_factor_on_chip() == 32
         gram, rhs, mask = problem(4, 141, generator)
         assert relative(ops.masked_lstsq(gram, rhs, mask), masked_fit(gram, rhs, mask)) <= SOLVE
+        assert redone == []
 
-    def test_on_the_complement(self, emulated, generator, monkeypatch):
+    def test_on_the_complement(self, emulated, redone, generator, monkeypatch):
         """Many rows that keep most of their columns share one inverse, and no factor is larger than what they lose."""
         sides = []
         refine = masked_systems._refine
@@ -62,6 +73,7 @@ class TestEmulated:
         mask[:2] = True
         assert relative(ops.masked_lstsq(gram, rhs, mask), masked_fit(gram, rhs, mask)) <= SOLVE
         assert max(sides) <= 15
+        assert redone == []
 
     @pytest.mark.parametrize("dtype", STORED, ids=str)
     def test_dtypes(self, emulated, dtype, generator):
@@ -71,13 +83,8 @@ class TestEmulated:
         assert got.dtype == dtype
         assert relative(got, masked_fit(gram, rhs, mask, rhs, 1e-2)) <= STORED[dtype] + SOLVE
 
-    def test_rows_that_float32_cannot_carry(self, emulated, generator, monkeypatch):
+    def test_rows_that_float32_cannot_carry(self, emulated, redone, generator):
         """They are factored in float64; the rest is not."""
-        redone = []
-        double = masked_systems.solve_in_double
-        monkeypatch.setattr(
-            masked_systems, "solve_in_double", lambda *given: redone.append(len(given[1])) or double(*given)
-        )
         gram, rhs, mask = problem(6, 60, generator, "deficient", 1e-9)
         mask[2:] = False
         mask[2:, :15] = True
