@@ -7,6 +7,8 @@
 #if defined(PYPRUNE_HAS_CUDA)
 #include "cuda/device_info.h"
 #include "cuda/gram.h"
+#include "cuda/masked_lstsq.h"
+#include "cuda/obs.h"
 #endif
 
 #include <limits>
@@ -302,6 +304,66 @@ void gram_cuda(uintptr_t out, uintptr_t x, int type, int64_t tokens, int64_t col
                         columns, stride, reinterpret_cast<const uint8_t*>(keep), reinterpret_cast<void*>(stream));
 }
 
+pyprune::cuda::MaskedRows masked_rows(uintptr_t mask, int64_t rows, int64_t columns, int64_t side, bool wanted) {
+    require(side >= 0 && side <= columns, "more columns wanted than there are");
+    require(columns <= std::numeric_limits<int32_t>::max(), "too many columns");
+    return {pointer<const uint8_t>(mask, area(rows, columns), "mask"), rows, columns, side, wanted};
+}
+
+void masked_factor_cuda(uintptr_t factors, uintptr_t status, uintptr_t matrix, uintptr_t mask, int64_t rows,
+                        int64_t columns, int64_t side, bool wanted, uintptr_t stream) {
+    const int64_t square = area(columns, columns);
+    const auto own = masked_rows(mask, rows, columns, side, wanted);
+    const int64_t all = area(rows, pyprune::cuda::masked_factor_size(side));
+    py::gil_scoped_release release;
+    pyprune::cuda::masked_factor(pointer<float>(factors, all, "factors"), pointer<int64_t>(status, rows, "status"),
+                                 pointer<const float>(matrix, square, "matrix"), own, reinterpret_cast<void*>(stream));
+}
+
+void masked_solve_cuda(uintptr_t out, uintptr_t rhs, uintptr_t factors, uintptr_t mask, int64_t rows, int64_t columns,
+                       int64_t side, bool wanted, uintptr_t stream) {
+    const int64_t all = area(rows, columns);
+    const auto own = masked_rows(mask, rows, columns, side, wanted);
+    const int64_t stored = area(rows, pyprune::cuda::masked_factor_size(side));
+    py::gil_scoped_release release;
+    pyprune::cuda::masked_solve(pointer<double>(out, all, "out"), pointer<const double>(rhs, all, "rhs"),
+                                pointer<const float>(factors, stored, "factors"), own, reinterpret_cast<void*>(stream));
+}
+
+pyprune::cuda::ObsShape obs_shape(int type, int64_t rows, int64_t columns, int64_t stride, int64_t steps, int64_t keep,
+                                  int64_t of) {
+    require(type == 0 || type == 3, "removals must be in float32 or float64");
+    require(stride >= columns && stride % 4 == 0, "lines must be padded to a multiple of 4");
+    require(stride <= std::numeric_limits<int32_t>::max(), "too many columns");
+    require(steps >= 0 && steps <= columns, "more steps than columns");
+    check_groups(columns, keep, of);
+    area(rows, stride);
+    return {rows, columns, stride, steps, keep, of};
+}
+
+// Blocks that run at once, and elements of workspace for each.
+std::pair<int64_t, int64_t> obs_plan_cuda(int type, int64_t columns, int64_t stride, int64_t steps, int64_t keep,
+                                          int64_t of) {
+    const auto shape = obs_shape(type, 0, columns, stride, steps, keep, of);
+    return {pyprune::cuda::obs_blocks(element(type), shape), pyprune::cuda::obs_workspace(shape)};
+}
+
+// Counts lie on the device: the caller has checked that they are 0 to steps.
+void obs_cuda(uintptr_t weight, uintptr_t order, uintptr_t loss, uintptr_t status, uintptr_t workspace,
+              uintptr_t inverse, uintptr_t count, int type, int64_t rows, int64_t columns, int64_t stride,
+              int64_t steps, int64_t keep, int64_t of, int64_t blocks, uintptr_t stream) {
+    const auto shape = obs_shape(type, rows, columns, stride, steps, keep, of);
+    const int64_t all = area(rows, stride), square = area(columns, stride), trace = area(rows, steps);
+    const int64_t own = area(blocks, pyprune::cuda::obs_workspace(shape));
+    require(blocks >= 1, "at least one block");
+    py::gil_scoped_release release;
+    pyprune::cuda::obs(pointer<void>(weight, all, "weight"), pointer<int64_t>(order, trace, "order"),
+                       pointer<double>(loss, trace, "loss"), pointer<int64_t>(status, rows, "status"),
+                       pointer<void>(workspace, own, "workspace"), pointer<const void>(inverse, square, "inverse"),
+                       pointer<const int64_t>(count, rows, "count"), element(type), shape, blocks,
+                       reinterpret_cast<void*>(stream));
+}
+
 // Why the embedded code cannot run on a device, or "" when it can.
 std::string cuda_problem(int device) {
     const std::string reason = pyprune::cuda::no_device_reason();
@@ -362,6 +424,12 @@ PYBIND11_MODULE(_C, module) {
     module.def("swap", &bound::swap);
 #if defined(PYPRUNE_HAS_CUDA)
     module.def("gram_cuda", &bound::gram_cuda);
+    module.def("masked_factor_size", &pyprune::cuda::masked_factor_size);
+    module.def("masked_factor_on_chip", &pyprune::cuda::masked_factor_on_chip);
+    module.def("masked_factor_cuda", &bound::masked_factor_cuda);
+    module.def("masked_solve_cuda", &bound::masked_solve_cuda);
+    module.def("obs_plan_cuda", &bound::obs_plan_cuda);
+    module.def("obs_cuda", &bound::obs_cuda);
     module.def("cuda_problem", &bound::cuda_problem);
 #endif
     module.def("build_info", &bound::build_info);

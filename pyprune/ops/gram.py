@@ -102,7 +102,7 @@ def _gram_cuda(out: Tensor, x: Tensor, keep: Tensor | None) -> None:
         gram_reference(out, x, keep)
         return
     total = out if out.dtype == torch.float64 else torch.zeros_like(out, dtype=torch.float64)
-    with torch.cuda.device(x.device):
+    with library.cuda_stream(x) as stream:
         backends.extension().gram_cuda(
             total.data_ptr(),
             x.data_ptr(),
@@ -111,7 +111,7 @@ def _gram_cuda(out: Tensor, x: Tensor, keep: Tensor | None) -> None:
             x.shape[1],
             x.stride(0),
             0 if keep is None else keep.data_ptr(),
-            torch.cuda.current_stream(x.device).cuda_stream,
+            stream,
         )
     if total is not out:
         out.add_(total.to(out.dtype))

@@ -85,6 +85,13 @@ def exact_products() -> Iterator[None]:
             matmul.fp32_precision = precision
 
 
+@contextlib.contextmanager
+def cuda_stream(tensor: Tensor) -> Iterator[int]:
+    """Make the tensor's device the current one; the handle of its current stream."""
+    with torch.cuda.device(tensor.device):
+        yield torch.cuda.current_stream(tensor.device).cuda_stream
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Whether there is no NaN and no infinity; ten times faster than ``isfinite(tensor).all()``."""
     if not tensor.numel():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from pyprune.errors import InputError, NumericsError
 from pyprune.ops import library
 from pyprune.ops.cholesky import cholesky
 from pyprune.ops.masked_cg import masked_cg
+from pyprune.ops.masked_systems import solve_by_cuda
 from pyprune.ops.matmul import matmul
 from pyprune.ops.rescale import rescale
 
@@ -73,8 +75,8 @@ def masked_lstsq(
     (``w = w̄ − A[:,P] A_PP⁻¹ w̄_P`` with ``A = (G + λI)⁻¹``, ``w̄`` the dense solution), whichever is smaller; by
     conjugate gradients, all rows in one product, where that costs less (above some 5,000 columns at 50 %). Factors are
     float32 and residuals float64, refined until a correction is worth less than 1e-10 of the row's energy (1e-14 for a
-    float64 ``rhs``); rows where that fails, by their condition, are solved in float64 throughout. On a GPU there is no
-    complement, and conjugate gradients pay from some hundred columns on.
+    float64 ``rhs``); rows where that fails, by their condition, are solved in float64 throughout. The same on a GPU,
+    where no product is TF32; in Triton there is no complement, and conjugate gradients pay from some hundred columns on.
 
     Examples
     --------
@@ -88,7 +90,7 @@ def masked_lstsq(
     target = rhs.double()
     if anchor is not None:
         target = target + ridge * anchor.double()
-    solution, status = _masked_lstsq(
+    solution, status = solve_rows(
         system.contiguous(), target.contiguous(), mask.contiguous(), _TOLERANCE[rhs.dtype == torch.float64]
     )
     failed = int((status != 0).sum())
@@ -144,16 +146,30 @@ def masked_lstsq_reference(
 
 @backends.implements("masked_lstsq", "cpp")
 def _masked_lstsq_cpp(system: Tensor, target: Tensor, mask: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    return _solve(system, target, mask, tolerance, _by_cpp)
+
+
+@backends.implements("masked_lstsq", "cuda")
+def _masked_lstsq_cuda(system: Tensor, target: Tensor, mask: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    return _solve(system, target, mask, tolerance, solve_by_cuda)
+
+
+def _solve(
+    system: Tensor, target: Tensor, mask: Tensor, tolerance: float, by_cholesky: Callable[..., tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Scaled, by a factor for each row or by iteration, whichever is estimated to cost less."""
     scaled, rhs, scale = _unit_diagonal(system, target)
     kept = mask.sum(dim=1)
     if not _iteration_pays(kept, len(system)):
-        solution, status = _by_cholesky(scaled, rhs, mask, kept, tolerance)
+        solution, status = by_cholesky(scaled, rhs, mask, kept, _inverse(scaled, kept), tolerance)
         return solution.div_(scale), status
     solution, solved = _by_iteration(scaled, rhs, mask, tolerance)
     status = torch.zeros_like(kept)
     if not bool(solved.all()):
         rest = ~solved
-        solution[rest], status[rest] = _by_cholesky(scaled, rhs[rest], mask[rest], kept[rest], tolerance)
+        solution[rest], status[rest] = by_cholesky(
+            scaled, rhs[rest], mask[rest], kept[rest], _inverse(scaled, kept[rest]), tolerance
+        )
     return solution.div_(scale), status
 
 
@@ -192,10 +208,11 @@ def _unit_diagonal(system: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tens
     return rescale(system, 1.0 / scale), target / scale, scale
 
 
-def _by_cholesky(system: Tensor, rhs: Tensor, mask: Tensor, kept: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+def _by_cpp(
+    system: Tensor, rhs: Tensor, mask: Tensor, kept: Tensor, inverse: Tensor | None, tolerance: float
+) -> tuple[Tensor, Tensor]:
     """A factor for each row; solutions ``[rows, k]`` and status ``[rows]``."""
     rows, features = rhs.shape
-    inverse = _inverse(system, kept)
     solution = library.empty(rows, features, dtype=torch.float64)
     status = torch.empty(rows, dtype=torch.int64)
     backends.extension().masked_lstsq(
@@ -259,7 +276,7 @@ def _inverse(system: Tensor, count: Tensor) -> Tensor | None:
     return found.inverse if float(pivots.max()) <= _COMPLEMENT_CONDITION * float(pivots.min()) else None
 
 
-_masked_lstsq = library.register(
+solve_rows = library.register(
     "masked_lstsq(Tensor system, Tensor target, Tensor mask, float tolerance) -> (Tensor, Tensor)",
     fake=lambda system, target, mask, tolerance: (
         torch.empty_like(target),

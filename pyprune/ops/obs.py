@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from pyprune import backends
 from pyprune.errors import InputError, NumericsError
 from pyprune.ops import library
+from pyprune.ops.masked_lstsq import solve_rows
+from pyprune.ops.rescale import rescale
 
 
 def obs(
@@ -40,7 +45,8 @@ def obs(
         Arithmetic in which weights are chosen: float64, or float32 for half the time. Choices between weights whose
         losses agree to about five digits may then differ, and ``loss`` is no more accurate than that; rows for which
         float32 does not suffice are done in float64. The weights are accurate to float64 either way. The reference
-        uses float64 always.
+        uses float64 always; it is also what a GPU runs where a row's state is too large for a multiprocessor (on an
+        H100 above 24,000 columns, 13,000 in float64).
 
     Returns
     -------
@@ -161,7 +167,45 @@ def _obs_cpp(
     return pruned, order, loss
 
 
+def _fit_without(inverse: Tensor, weight: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of float64 accuracy with the columns ``order`` names gone, and which rows' fits can be relied on.
+
+    They are a fit: ``A_PP z = w₀[P]`` for the removed ``P``, ``w = w₀ − z A[P, :]``.
+    """
+    rows, features = weight.shape
+    gone = torch.zeros(rows, features + 1, dtype=torch.bool, device=weight.device)
+    gone = gone.scatter_(1, torch.where(order < 0, features, order), True)[:, :features].contiguous()
+    z, status = solve_rows(inverse, weight, gone, 1e-14)
+    return torch.where(gone, 0.0, torch.addmm(weight, z, inverse, alpha=-1.0)), status == 0
+
+
+def _point_by_point(run: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Several counts a row for a way that knows one: the others' weights are fits on prefixes of the longest run."""
+
+    @functools.wraps(run)
+    def all_points(
+        inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int, single: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if count.dim() == 1:
+            return run(inverse, weight, count, steps, keep, of, single)
+        longest = count.amax(dim=0)
+        last, order, loss = run(inverse, weight, longest, steps, keep, of, single)
+        step = torch.arange(steps, device=weight.device)
+        points = []
+        for counts in count:
+            fitted, good = _fit_without(inverse, weight, torch.where(step < counts[:, None], order, -1))
+            fitted[counts == longest] = last[counts == longest]
+            rows = torch.nonzero(~good & (counts < longest))[:, 0]
+            if len(rows):
+                fitted[rows] = run(inverse, weight[rows], counts[rows], steps, keep, of, single)[0]
+            points.append(fitted)
+        return torch.stack(points), order, loss
+
+    return all_points
+
+
 @backends.implements("obs", "triton")
+@_point_by_point
 def _obs_triton(
     inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int, single: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,6 +221,91 @@ def _obs_triton(
             pruned[rows], order[rows], loss[rows] = found
             rows = rows[~settled]
     return pruned, order, loss
+
+
+# Bytes of rows of V; constant, though bits do not depend on it.
+_WORKSPACE = 4 << 30
+
+
+@backends.implements("obs", "cuda")
+@_point_by_point
+def _obs_cuda(
+    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int, single: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = len(weight)
+    pruned, loss = weight.clone(), weight.new_zeros(rows, steps)
+    order = torch.full((rows, steps), -1, dtype=torch.int64, device=weight.device)
+    if not weight.numel() or not steps:
+        return pruned, order, loss
+    # Columns by powers of two: pivots start near one, and so do a row's weights.
+    diagonal = inverse.diagonal()
+    unit = torch.exp2((-0.5 * torch.where(diagonal > 0, diagonal, 1.0).log2()).round())
+    scaled, start = rescale(inverse, unit), weight * unit
+    largest = start.abs().amax(dim=1, keepdim=True)
+    scale = torch.exp2(-torch.where(largest > 0, largest, 1.0).log2().floor())
+    start *= scale
+    todo = torch.arange(rows, device=weight.device)
+    for dtype in (torch.float32, torch.float64) if single else (torch.float64,):
+        moved, order[todo], losses, status = _remove(scaled, start[todo], count[todo], steps, keep, of, dtype)
+        pruned[todo] = moved / (unit * scale[todo])
+        loss[todo] = losses / scale[todo] ** 2
+        todo = todo[status != 0]
+        if not len(todo):
+            break
+    fitted, good = _fit_without(inverse, weight, order)
+    return torch.where(good[:, None], fitted, pruned), order, loss
+
+
+def blocks_at_once(resident: int, each: int, rows: int, workspace: int = _WORKSPACE) -> int:
+    """Blocks to launch: as many as the device runs at once, as there are rows, as fit the workspace; at least one.
+
+    Parameters
+    ----------
+    resident : int
+        Blocks that the device runs at once; 0 where a row's state does not fit, and no kernel is to be used.
+    each : int
+        Bytes of workspace that one block needs.
+    """
+    return 0 if resident == 0 else max(1, min(resident, rows, workspace // each))
+
+
+def _remove(
+    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, keep: int, of: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Removals by the CUDA kernel in ``dtype``: weights, order, loss, and which rows (not 0) need float64."""
+    extension, kind = backends.extension(), library.ELEMENT_TYPE[dtype]
+    rows, features = weight.shape
+    stride = -(-features // 4) * 4
+    with library.cuda_stream(weight) as stream:
+        resident, elements = extension.obs_plan_cuda(kind, features, stride, steps, keep, of)
+        blocks = blocks_at_once(resident, elements * dtype.itemsize, rows)
+        if blocks == 0:  # more columns than a multiprocessor holds
+            return *obs_reference(inverse, weight, count, steps, keep, of, False), torch.zeros_like(count)
+        moved = torch.nn.functional.pad(weight.to(dtype), (0, stride - features))
+        padded = torch.nn.functional.pad(inverse.to(dtype), (0, stride - features)).contiguous()
+        workspace = torch.empty(blocks, elements, dtype=dtype, device=weight.device)
+        order = torch.empty(rows, steps, dtype=torch.int64, device=weight.device)
+        loss = torch.empty(rows, steps, dtype=torch.float64, device=weight.device)
+        status = torch.empty_like(count)
+        extension.obs_cuda(
+            moved.data_ptr(),
+            order.data_ptr(),
+            loss.data_ptr(),
+            status.data_ptr(),
+            workspace.data_ptr(),
+            padded.data_ptr(),
+            count.data_ptr(),
+            kind,
+            rows,
+            features,
+            stride,
+            steps,
+            keep,
+            of,
+            blocks,
+            stream,
+        )
+    return moved[:, :features].double(), order, loss, status
 
 
 _obs = library.register(

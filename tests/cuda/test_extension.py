@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,6 +44,20 @@ def test_without_a_device_the_call_says_why(extension: Any) -> None:
     with pytest.raises(RuntimeError, match=r"gram: .*\(cudaError"):
         call(extension, out, x, None)
     assert not out.any()
+
+
+@pytest.mark.parametrize(
+    ("op", "ask"),
+    [
+        ("masked_lstsq", lambda extension: extension.masked_factor_on_chip()),
+        ("obs", lambda extension: extension.obs_plan_cuda(0, 32, 32, 8, 0, 0)),
+    ],
+)
+def test_without_a_device_there_is_no_plan(extension: Any, op: str, ask: Callable[[Any], Any]) -> None:
+    if extension.build_info()["cuda_devices"]:
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(RuntimeError, match=rf"{op}: .*\(cudaError"):
+        ask(extension)
 
 
 @pytest.mark.gpu

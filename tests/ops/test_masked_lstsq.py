@@ -3,26 +3,14 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
 import pytest
 import torch
 from problems import features, gram_of
+from problems import masked_fit as exact
 from tolerances import SOLVE, STORED, relative
 
 from pyprune import ops
 from pyprune.errors import InputError, NumericsError
-
-
-def exact(gram, rhs, mask, anchor=None, damp=0.0):
-    """Independent of the library: NumPy's LU on each row's support, float64."""
-    g, c, m = gram.double().numpy(), rhs.double().numpy(), mask.numpy()
-    ridge = damp * np.trace(g) / max(len(g), 1)
-    out = np.zeros_like(c)
-    for row in range(len(c)):
-        support = np.flatnonzero(m[row])
-        target = c[row, support] + (0.0 if anchor is None else ridge * anchor[row].double().numpy()[support])
-        out[row, support] = np.linalg.solve(g[np.ix_(support, support)] + ridge * np.eye(len(support)), target)
-    return torch.from_numpy(out)
 
 
 @pytest.mark.parametrize("kind", ["plain", "correlated", "scaled"])

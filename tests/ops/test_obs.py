@@ -4,35 +4,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from problems import features, gram_of
+from problems import features, gram_of, plain_obs
 from tolerances import GREEDY, GREEDY_LOSS_SINGLE, OTHER_CHOICES, SAME_CHOICE, relative
 
 from pyprune import demo, ops
 from pyprune.errors import InputError, NumericsError
 
 DTYPES = [torch.float64, torch.float32]
-
-
-def plain_obs(inverse, weight, count, keep=0, of=0):
-    """The published algorithm, one explicit inverse and rank-1 updates, in NumPy float64."""
-    a, w = np.array(inverse, dtype=np.float64), np.array(weight, dtype=np.float64)
-    alive, order, losses = np.ones(len(w), dtype=bool), [], []
-    for _ in range(count):
-        open_ = alive.copy()
-        if of:
-            open_ &= np.repeat(alive.reshape(-1, of).sum(axis=1) > keep, of)
-        scores = np.where(open_, w**2 / np.diag(a), np.inf)
-        p = int(np.argmin(scores))
-        order.append(p)
-        losses.append(scores[p])
-        w = w - a[:, p] * (w[p] / a[p, p])
-        a = a - np.outer(a[:, p], a[p, :]) / a[p, p]
-        alive[p] = False
-        w[~alive] = 0.0
-        # A removed coordinate is decoupled exactly; a unit diagonal keeps the division defined.
-        a[~alive, :], a[:, ~alive] = 0.0, 0.0
-        a[~alive, ~alive] = 1.0
-    return w, order, losses
 
 
 def refit_of(gram, weight, order):

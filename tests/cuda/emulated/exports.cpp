@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// What csrc/bindings.cpp gives to Python of the CUDA kernels, of the emulated ones: tests/cuda/emulation.py calls it.
+
+#include "../../../csrc/cuda/masked_lstsq.h"
+#include "../../../csrc/cuda/obs.h"
+#include "cuda_runtime.h"
+
+using namespace pyprune;
+
+extern "C" {
+
+void emulate_device(int multiprocessors, int shared_limit) {
+    emulated::multiprocessors = multiprocessors;
+    emulated::shared_limit = shared_limit;
+}
+
+std::int64_t masked_factor_size(std::int64_t side) {
+    return cuda::masked_factor_size(side);
+}
+
+std::int64_t masked_factor_on_chip() {
+    return cuda::masked_factor_on_chip();
+}
+
+void masked_factor_cuda(float* factors, std::int64_t* status, const float* matrix, const std::uint8_t* mask,
+                        std::int64_t rows, std::int64_t columns, std::int64_t side, bool wanted, void* stream) {
+    cuda::masked_factor(factors, status, matrix, {mask, rows, columns, side, wanted}, stream);
+}
+
+void masked_solve_cuda(double* out, const double* rhs, const float* factors, const std::uint8_t* mask,
+                       std::int64_t rows, std::int64_t columns, std::int64_t side, bool wanted, void* stream) {
+    cuda::masked_solve(out, rhs, factors, {mask, rows, columns, side, wanted}, stream);
+}
+
+std::int64_t obs_blocks(int type, std::int64_t columns, std::int64_t stride, std::int64_t steps, std::int64_t keep,
+                        std::int64_t of) {
+    return cuda::obs_blocks(static_cast<ElementType>(type), {0, columns, stride, steps, keep, of});
+}
+
+std::int64_t obs_workspace(std::int64_t stride, std::int64_t steps) {
+    return cuda::obs_workspace({0, stride, stride, steps, 0, 0});
+}
+
+void obs_cuda(void* weight, std::int64_t* order, double* loss, std::int64_t* status, void* workspace,
+              const void* inverse, const std::int64_t* count, int type, std::int64_t rows, std::int64_t columns,
+              std::int64_t stride, std::int64_t steps, std::int64_t keep, std::int64_t of, std::int64_t blocks,
+              void* stream) {
+    cuda::obs(weight, order, loss, status, workspace, inverse, count, static_cast<ElementType>(type),
+              {rows, columns, stride, steps, keep, of}, blocks, stream);
+}
+}
