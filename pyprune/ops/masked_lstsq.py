@@ -76,7 +76,7 @@ def masked_lstsq(
     conjugate gradients, all rows in one product, where that costs less (above some 5,000 columns at 50 %). Factors are
     float32 and residuals float64, refined until a correction is worth less than 1e-10 of the row's energy (1e-14 for a
     float64 ``rhs``); rows where that fails, by their condition, are solved in float64 throughout. The same on a GPU,
-    where no product is TF32; in Triton there is no complement, and conjugate gradients pay from some hundred columns on.
+    without TF32; in Triton there is no complement, and conjugate gradients pay from some hundred columns on.
 
     Examples
     --------
