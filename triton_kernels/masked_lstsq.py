@@ -8,8 +8,8 @@ solve after that is one product instead of two chains of substitutions.
 n³ multiply-adds a row, n² elements of H read through L2 and n² written. float32: for corrections that are
 refined (`solve_supports`). Rows do not meet: a row's bits depend on its own data only. No atomics.
 
-`solve_supports` and `solve_in_double` below go on from there, and take the factors of larger supports from
-torch, a bounded number of rows at a time.
+`solve_supports` below goes on from there, and takes the factors of larger supports from torch, a bounded
+number of rows at a time.
 """
 
 from __future__ import annotations
@@ -194,30 +194,6 @@ def solve_supports(
         solve = _by_inverse(single, index, count) if size <= MOST else _by_factor(single, index)
         solution[part], solved[part] = _refine(solve, system, target[part], index, tolerance)
     return solution, solved
-
-
-def solve_in_double(system: Tensor, target: Tensor, mask: Tensor, largest: int) -> tuple[Tensor, Tensor]:
-    """Solve by a float64 Cholesky factor of each row's system.
-
-    Returns
-    -------
-    solution : Tensor, shape (rows, k), float64
-        Zero in a row whose system is singular.
-    status : Tensor of int64, shape (rows,)
-        0, or 1 + the pivot of the support that is not positive to working precision.
-    """
-    largest = max(1, largest)
-    solution, status = torch.empty_like(target), target.new_empty(len(target), dtype=torch.int64)
-    for part in _chunks(len(target), 2 * 8 * largest**2):
-        index, _ = supports(mask[part], largest)
-        factor, info = torch.linalg.cholesky_ex(_gather(system, index))
-        small = ~(factor.diagonal(dim1=1, dim2=2) ** 2 > largest * torch.finfo(torch.float64).eps)
-        good = (small.cumsum(dim=1) == 0).sum(dim=1)  # pivots before the first that is too small
-        status[part] = torch.where(info > 0, info, torch.where(good < largest, 1 + good, 0))
-        own = _take(target[part], index)
-        found = torch.cholesky_solve(own[:, :, None], factor)[:, :, 0]
-        solution[part] = _spread(torch.where(status[part, None] == 0, found, 0.0), index, target.shape[1])
-    return solution, status
 
 
 def _chunks(rows: int, bytes_a_row: int) -> list[slice]:

@@ -14,7 +14,7 @@ from pyprune.errors import InputError, NumericsError
 from pyprune.ops import library
 from pyprune.ops.cholesky import cholesky
 from pyprune.ops.masked_cg import masked_cg
-from pyprune.ops.masked_systems import solve_by_cuda
+from pyprune.ops.masked_systems import finish_in_double, solve_by_cuda
 from pyprune.ops.matmul import matmul
 from pyprune.ops.rescale import rescale
 
@@ -176,7 +176,7 @@ def _solve(
 @backends.implements("masked_lstsq", "triton")
 def _masked_lstsq_triton(system: Tensor, target: Tensor, mask: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     # Imports triton, only where it is used.
-    from pyprune.triton_kernels.masked_lstsq import MOST, iteration_pays, solve_in_double, solve_supports
+    from pyprune.triton_kernels.masked_lstsq import MOST, iteration_pays, solve_supports
 
     scaled, rhs, scale = _unit_diagonal(system, target)
     kept = mask.sum(dim=1)
@@ -192,9 +192,7 @@ def _masked_lstsq_triton(system: Tensor, target: Tensor, mask: Tensor, tolerance
             else:
                 found = solve_supports(scaled, rhs[rows], mask[rows], tolerance, int(kept[rows].max()))
             solution[rows], solved[rows] = found
-        rows = torch.nonzero(~solved)[:, 0]
-        if len(rows):
-            solution[rows], status[rows] = solve_in_double(scaled, rhs[rows], mask[rows], int(kept[rows].max()))
+        finish_in_double(scaled, rhs, mask, kept, solved, solution, status)
     return solution.div_(scale), status
 
 

@@ -134,12 +134,21 @@ def solve_by_cuda(
         found, solved = _refine(system, matrix, target[rows], mask[rows], chunk.side, tolerance)
         solution[rows] = found
         status[rows] = torch.where(solved, 0, -1)
-    left = [row for row, state in enumerate(status.tolist()) if state < 0]
-    rest = plan([sizes[row] for row in left], columns, complement=False, on_chip=0, factor_size=None)
-    for chunk in rest:
-        rows = torch.tensor([left[row] for row in chunk.rows], device=target.device)
-        solution[rows], status[rows] = solve_in_double(system, target[rows], mask[rows], chunk.side)
+    finish_in_double(system, target, mask, kept, status >= 0, solution, status)
     return solution, status
+
+
+def finish_in_double(
+    system: Tensor, target: Tensor, mask: Tensor, kept: Tensor, solved: Tensor, solution: Tensor, status: Tensor
+) -> None:
+    """Solve the rows that are not ``solved`` by :func:`solve_in_double`, into ``solution`` and ``status``.
+
+    A bounded number of rows of similar support at a time; ``kept`` is the size of each row's support.
+    """
+    left = torch.nonzero(~solved)[:, 0]
+    for chunk in plan(kept[left].tolist(), len(system), complement=False, on_chip=0, factor_size=None):
+        rows = left[torch.tensor(chunk.rows, device=left.device)]
+        solution[rows], status[rows] = solve_in_double(system, target[rows], mask[rows], chunk.side)
 
 
 def _refine(

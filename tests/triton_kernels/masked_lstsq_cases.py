@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -12,6 +13,7 @@ from problems import features, gram_of
 from tolerances import relative
 from torch import Tensor
 
+from pyprune.ops import masked_systems
 from pyprune.ops.masked_lstsq import _masked_lstsq_triton, masked_lstsq_reference
 from pyprune.triton_kernels import masked_lstsq
 from pyprune.triton_kernels.masked_lstsq import invert_supports, supports
@@ -81,15 +83,15 @@ def solve(
     given = (system.to(device), target.to(device), mask.to(device), tolerance)
     taken = []
 
-    def watched(name: str) -> Any:
-        function = getattr(masked_lstsq, name)
-        return mock.patch.object(masked_lstsq, name, lambda *args: (taken.append(name), function(*args))[1])
+    def watched(module: ModuleType, name: str) -> Any:
+        function = getattr(module, name)
+        return mock.patch.object(module, name, lambda *args: (taken.append(name), function(*args))[1])
 
     with (
         mock.patch.multiple(masked_lstsq, **(limits or {"ROUNDS": masked_lstsq.ROUNDS})),
-        watched("_by_inverse"),
-        watched("_by_factor"),
-        watched("solve_in_double"),
+        watched(masked_lstsq, "_by_inverse"),
+        watched(masked_lstsq, "_by_factor"),
+        watched(masked_systems, "solve_in_double"),
     ):
         got, status = _masked_lstsq_triton(*given)
         seen = tuple(taken)
