@@ -66,6 +66,17 @@ class TestEmulated:
         assert not bool(loss[0].any())
         assert torch.equal(pruned[0], weight[0])
 
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_several_points_of_one_run(self, emulated, dtype, generator):
+        _, inverse, weight = problem(3, 20, generator)
+        counts = torch.tensor([[0, 5, 7], [20, 5, 1], [12, 6, 20]])
+        pruned, order, _ = ops.obs(inverse, weight, counts, dtype=dtype)
+        assert (order >= 0).sum(dim=1).tolist() == [20, 6, 20]
+        for point, count in zip(pruned, counts, strict=True):
+            alone, _, _ = ops.obs(inverse, weight, count, dtype=dtype)
+            assert torch.equal(point == 0, alone == 0)
+            assert relative(point, alone) <= GREEDY
+
     def test_rows_that_float32_does_not_settle(self, emulated, generator):
         """They are done again in float64, and only they."""
         _, inverse, weight = problem(3, 60, generator, "deficient", 1e-9)
