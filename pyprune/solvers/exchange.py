@@ -117,9 +117,11 @@ class _Search:
         if not givers:
             return False
         units = self._units.clone()
-        units[givers, give.indices[givers]] = False
-        units[takers, take.indices[takers]] = True
-        groups = torch.tensor(sorted(givers + takers), device=units.device)
+        giving, taking, groups = (
+            torch.tensor(rows).to(units.device) for rows in (givers, takers, sorted(givers + takers))
+        )
+        units[giving, give.indices[giving]] = False
+        units[taking, take.indices[taking]] = True
         found, worth = self._exchanged(groups, units[groups])
         weight, loss = self._fit(groups, found)
         if not float(loss.sum()) < float(self._loss[groups].sum()):

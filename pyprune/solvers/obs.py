@@ -103,7 +103,7 @@ def _run(problem: LayerProblem, kind: Pattern, points: list[int], damping: float
         weight, order, loss = ops.block_obs(factor.inverse, start, points[-1], height=kind.rows, width=kind.cols)
         return _Run({points[-1]: weight}, order, loss)
     keep, of = (kind.keep, kind.of) if isinstance(kind, NM) else (0, 0)
-    count = torch.tensor(points, device=start.device)[:, None].expand(-1, len(start))
+    count = torch.tensor(points).to(start.device)[:, None].expand(-1, len(start))
     weights, order, loss = ops.obs(factor.inverse, start, count, keep=keep, of=of, dtype=factor.reverse.dtype)
     return _Run(dict(zip(points, weights, strict=True)), order, loss)
 

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every op on a GPU, by every backend that has it there: numerics, bits, streams, memory."""
+"""Every op on a GPU, by every backend that has it there: numerics, bits, streams, memory, and what sanitizers see."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,3 +101,44 @@ def test_no_leak(way, generator):
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() == before
     assert outside - torch.cuda.mem_get_info()[0] < 64 << 20  # nor what a kernel may take past torch
+
+
+def sanitizer() -> str:
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=str(home / "bin"))
+    if found is None:
+        pytest.skip("no compute-sanitizer found (PATH or CUDA_HOME)")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_nothing_a_sanitizer_would_report(name, tool):
+    if (reason := backends.unavailable(name)) is not None:
+        pytest.skip(reason)
+    program = str(Path(__file__).with_name("each_once.py"))
+    watch = [sanitizer(), "--tool", tool, "--error-exitcode", "9", "--target-processes", "application-only"]
+    # torch's caching allocator would hide a read past a tensor that stays within its block.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(
+        [*watch, sys.executable, program, name, "36"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "gram" in done.stdout.split()
+
+
+def test_the_extension_shares_the_context_of_torch(generator):
+    """Its static CUDA runtime must not make a context of its own: that would take hundreds of megabytes."""
+    if (reason := backends.unavailable("cuda")) is not None:
+        pytest.skip(reason)
+    x = torch.randn(64, 32, generator=generator).cuda()
+    out = torch.zeros(32, 32, dtype=torch.float64, device="cuda")
+    torch.cuda.synchronize()
+    before = torch.cuda.mem_get_info()[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(backends.FORCE, "cuda")
+        torch.ops.pyprune.gram.default(out, x, None)
+    torch.cuda.synchronize()
+    assert before - torch.cuda.mem_get_info()[0] < 64 << 20
+    assert relative(out.cpu(), x.cpu().double().T @ x.cpu().double()) <= SWEEP_SINGLE
