@@ -232,13 +232,17 @@ def test_what_padding_holds_does_not_matter(tiny: Tiny, batches_of: Batches) -> 
         {**batch, "input_ids": torch.where(batch["attention_mask"].bool(), batch["input_ids"], 57)} for batch in batches
     ]
     wide = [{key: nn.functional.pad(value, (0, 9)) for key, value in batch.items()} for batch in batches]
-    one = pyprune.prune(model, batches, sparsity=0.5)
-    for changed in (other, wide):
-        two = pyprune.prune(model, changed, sparsity=0.5)
-        assert two.report["data"]["tokens"] == one.report["data"]["tokens"]
-        for a, b in zip(one.report["layers"], two.report["layers"], strict=True):
-            assert a["error"] == pytest.approx(b["error"], rel=0.02)
-        torch.testing.assert_close(_logits(one.model, batches), _logits(two.model, batches), rtol=0.05, atol=0.05)
+    one, two, three = (pyprune.prune(model, given, sparsity=0.5) for given in (batches, other, wide))
+    errors = [[layer["error"] for layer in result.report["layers"]] for result in (one, two, three)]
+    tokens = [result.report["data"]["tokens"] for result in (one, two, three)]
+    assert tokens == tokens[:1] * 3
+    # What stands in padding never enters: not a bit may change.
+    assert errors[0] == errors[1]
+    assert _same(one.model, two.model)
+    # Another width rounds attention otherwise; from there on a near tie may fall the other way, and everything after it.
+    assert errors[2][:4] == pytest.approx(errors[0][:4], rel=1e-4)
+    assert one.report["mean_error"] == pytest.approx(three.report["mean_error"], rel=0.02)
+    torch.testing.assert_close(_logits(one.model, batches), _logits(three.model, batches), rtol=0.05, atol=0.05)
 
 
 def test_how_sentences_are_batched_does_not_matter(tiny: Tiny, batches_of: Batches) -> None:
