@@ -239,7 +239,7 @@ def test_what_padding_holds_does_not_matter(tiny: Tiny, batches_of: Batches) -> 
     # What stands in padding never enters: not a bit may change.
     assert errors[0] == errors[1]
     assert _same(one.model, two.model)
-    # Another width rounds attention otherwise; from there on a near tie may fall the other way, and everything after it.
+    # Another width rounds attention otherwise; a near tie may then fall the other way, and change all that follows.
     assert errors[2][:4] == pytest.approx(errors[0][:4], rel=1e-4)
     assert one.report["mean_error"] == pytest.approx(three.report["mean_error"], rel=0.02)
     torch.testing.assert_close(_logits(one.model, batches), _logits(three.model, batches), rtol=0.05, atol=0.05)
