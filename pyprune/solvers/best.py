@@ -34,7 +34,7 @@ def fast(problem: LayerProblem, pattern: Pattern, damping: float, trail: Trail |
     """
     effort = _effort(problem)
     groups = max(5, round(12 / math.sqrt(effort)))
-    singles = 5 if effort < 3 else 4
+    singles = 5 if effort < 3 else 4  # enough for 0.69 of SparseGPT's error at 90 %, where settling takes longest
     return _search(problem, pattern, damping, groups if isinstance(pattern, NM) else singles, trail, gain=1e-3)
 
 
@@ -53,7 +53,7 @@ def best(
     if not (math.isfinite(budget) and budget > 0):
         raise InputError("best: budget must be positive and finite", seen=str(budget), hint="1 is the default")
     # High sparsity settles more slowly, and its fits cost less.
-    share = (1 + 0.5 * min(max(pattern.sparsity - 0.5, 0.0) / 0.4, 1.0)) / math.sqrt(_effort(problem))
+    share = (1 + 0.25 * min(max(pattern.sparsity - 0.5, 0.0) / 0.4, 1.0)) / math.sqrt(_effort(problem))
     default = _BEST * min(max(share, 1 / 3), 1.0)
     iterations = max(3, round(default * budget))
     # Where two default searches are left beside them, exchanges bring more than further iterations.
