@@ -21,7 +21,7 @@ namespace PYPRUNE_ISA {
 // Columns of a panel: a multiple of both sides of the micro-tile for every instruction set.
 template <class Real>
 constexpr int kPanel = kTileVectors * Simd<Real>::lanes;
-// Depth to go through at a time, so that this part of a panel stays in the first-level cache while rows pass by.
+// Depth to go through at a time, so that this part of a panel (kPanelBytes) stays in the cache while rows pass by.
 template <class Real>
 constexpr int64_t kDepth = kPanelBytes / (kPanel<Real> * static_cast<int64_t>(sizeof(Real))) / 8 * 8;
 static_assert(kPanel<float> % kTileRows == 0 && kPanel<double> % kTileRows == 0, "tile must divide panel");

@@ -7,8 +7,8 @@
 //   reversed. The inverse is XᵀX with X = U⁻ᵀ, by blocked substitution into packed panels which then are both operands.
 // FLOPs: k³/3; with the inverse k³. Memory: two (with the inverse three) matrices of k²; the trailing matrix is read and
 //   written k/96 times. One core of a Zen 5, 768 columns: 84 GFLOP/s in float64 (peak 133), 88 with the inverse; in
-//   float32 149 and 167 (peak 266). One core of a Zen 3 (AVX2), 768 columns, with the inverse: 59 % of the peak (49) in
-//   float64, 56 % (100) in float32.
+//   float32 149 and 167 (peak 266). One core of a Zen 3 (AVX2), 768 columns, with the inverse: 44 to 59 % of the peak
+//   (49) in float64, 43 to 56 % (100) in float32.
 // Entries are summed in a fixed order: bits do not depend on the number of threads.
 // Returns -1, or the first pivot that is not positive to working precision (results are then undefined).
 #include "../common/element_type.h"

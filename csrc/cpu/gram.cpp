@@ -2,14 +2,14 @@
 // gram: out += Σ_t keep_t · x_t x_tᵀ                              out [k, k] float64, x [n, k]
 //
 // Algorithm: symmetric rank-n update. Kept tokens are packed, widened, into zero-padded column panels
-//   (token_panels.h), 1024 at a time; the tiles on and above the diagonal are multiplied by the register-blocked
-//   micro-kernel (panel.h), and mirrored once at the end. Products and chains of 256 (128 with AVX2) run in float32 (float64 for
-//   float64 input), chains are summed in float64: relative error about 1e-6 of |x|ᵀ|x| whatever n. bfloat16 is
-//   multiplied as it is where the processor can (two tokens an instruction), with the same error.
+//   (token_panels.h), 1024 at a time (2048 with AVX-512); the tiles on and above the diagonal are multiplied by the
+//   register-blocked micro-kernel (panel.h), and mirrored once at the end. Products and chains of 128 (256) run in
+//   float32 (float64 for float64 input), chains are summed in float64: relative error about 1e-6 of |x|ᵀ|x| whatever n.
+//   bfloat16 is multiplied as it is where the processor can (two tokens an instruction), with the same error.
 // FLOPs: n k (k + 1), half of X.T @ X. Memory: x read once, panels of 1024·k written and re-read from cache,
-//   the upper half of out read and written n/256 times, the lower half written once.
-//   One core of a Zen 3 (AVX2, peak 100 GFLOP/s), float32: about 60 % of the peak at k = 384, 68 % at 768; packing takes
-//   4 to 6 % of the time.
+//   the upper half of out read and written once a chain, the lower half written once.
+//   One core of a Zen 3 (AVX2, peak 100 GFLOP/s), float32: 66 % of the peak at k = 384, 70 % at 768; packing takes a tenth
+//   of the time.
 // Determinism: every entry is summed in token order by one thread; bits do not depend on the thread count.
 // Requires `out` symmetric. Tokens with keep == 0 are never read. Any size, including 0.
 #include "../common/element_type.h"

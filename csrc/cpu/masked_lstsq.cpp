@@ -9,8 +9,8 @@
 //   H should have a unit diagonal: float32 then loses least, and the test for singular pivots means the same for all.
 // FLOPs a row: a third of the smaller side cubed, twice; 2 k² for each residual (two or three). Memory per thread: a chunk
 //   of factors (at most 64 MiB), panels of H in float64 and of H, A in float32 shared by all.
-//   One core of a Zen 3 (AVX2), half of the columns kept, |S|³ / 3 + 4 k² operations a row: 13 % of the peak at k = 384,
-//   20 % at 768.
+//   One core of a Zen 3 (AVX2), half of the columns kept, |S|³ / 3 + 4 k² operations a row: 19 % of the peak at k = 384,
+//   26 % at 768.
 // status[row] = 0, or 1 + the pivot (in the order of the support) where the system is singular; the row is then zero.
 // Rows are independent: bits do not depend on the number of threads.
 #include "../common/element_type.h"

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // matmul: out = add · out + sign · a b                     a [m, k], b [k, n], out [m, n]; float32 or float64
 //
-// Algorithm: b is packed once into panels (panel.h), a is read as it lies; 512 of the depth at a time, so that the part
-//   of a panel in use stays in the second-level cache. Threads share chunks of rows times groups of panels.
-// FLOPs: 2 m k n. Memory: a, b and the copy of b read once per chunk of rows, out touched k / 512 times.
+// Algorithm: b is packed once into panels (panel.h), a is read as it lies; kDepth of the depth at a time, so that the
+//   part of a panel in use stays in the cache that simd.h names. Threads share chunks of rows times groups of panels.
+// FLOPs: 2 m k n. Memory: a, b and the copy of b read once per chunk of rows, out touched k / kDepth times.
 //   384² to 1536², one core of a Zen 5: 208 to 219 of 266 GFLOP/s in float32, 96 to 111 of 133 in float64. One core of a
-//   Zen 3 (AVX2), 384² and 768²: 63 and 74 % of 100 in float32, 52 and 60 % of 49 in float64.
+//   Zen 3 (AVX2), 384² and 768²: 69 and 59 % of 100 in float32 (74 in another run), 70 and 67 % of 49 in float64.
 // Every entry is summed in order of depth by one thread: bits do not depend on the number of threads, nor on which other
 // rows there are.
 #include "../common/element_type.h"

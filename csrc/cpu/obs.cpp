@@ -32,7 +32,7 @@
 //   time at k = 384 (60 and 75 % at 1536 and 3072). The rest at k = 384: chain and update of weights, pivots and scores
 //   14 %, weights in float64 13 % (the removed rows of A are read twice), squeeze 8 %, choosing 8 %, moving columns
 //   and rows 11 %.
-//   One core of a Zen 3 (AVX2, peak 100): 18 % at k = 384, 32 % at 768.
+//   One core of a Zen 3 (AVX2, peak 100): 23 % at k = 384, 30 % at 768.
 // Memory per thread: s·k² twice for V, 65 rows computed ahead. Once: A in float32.
 // Traffic: V is read once for about seven steps.
 // Ties go to the lower column; rows are independent, so bits do not depend on threads.
