@@ -18,8 +18,8 @@ inline __attribute__((always_inline)) typename Lanes<Real>::Indices kept_lanes(c
     return __builtin_convertvector(bytes, typename Lanes<Real>::Indices) != 0;
 }
 
-// operation(vector, kept lanes, place) for whole vectors, operation(scalar, kept, place) for what is left of n: the same
-// expression serves both where the operation is generic.
+// operation(kept, place, whole) for every vector of n, kept lanes and true; then for each number left, a bool and false.
+// With `at` and `put` one generic expression serves both.
 template <class Real, class Operation>
 inline __attribute__((always_inline)) void under_mask(const uint8_t* mask, int64_t n, Operation operation) {
     constexpr int lanes = Simd<Real>::lanes;

@@ -6,7 +6,7 @@
 //   all its rows have, and rows that have stopped take no part in the product. H should have a unit diagonal, which is
 //   the preconditioner; or H ≈ BᵀB + D with a few rows of B, inverted on each row's support, which halves the steps for
 //   a third of a product once and little a step; or a matrix M such as (H + ρI)⁻¹, which saves as many and costs another product a step.
-// FLOPs: 2 rows k² a step, twice that with M. Memory: H and M packed once and read once per chunk and step; four arrays
+// FLOPs: 2 rows k² a step, twice that with M. Memory: H and M packed once and read once per chunk and step; six arrays
 //   of chunk x k per thread.
 //   One core of a Zen 3 (AVX2): 74 % of the peak at k = 384, 65 % at 768.
 // x is where to start and what is returned; it must be zero outside the mask. worth[row] is what the last step gained,

@@ -56,16 +56,17 @@ def best(
     if not (math.isfinite(budget) and budget > 0):
         raise InputError("best: budget must be positive and finite", seen=str(budget), hint="1 is the default")
     # High sparsity settles more slowly, and its fits cost less.
-    share = (1 + 0.25 * min(max(pattern.sparsity - 0.5, 0.0) / 0.4, 1.0)) / math.sqrt(_effort(problem))
+    effort = _effort(problem)
+    share = (1 + 0.25 * min(max(pattern.sparsity - 0.5, 0.0) / 0.4, 1.0)) / math.sqrt(effort)
     default = _BEST * min(max(share, 1 / 3), 1.0)
-    gain = 2e-5 if _effort(problem) < 2 else 1e-4
+    gain = 0.0 if budget >= 2 else 2e-5 if effort < 2 else 1e-4
     iterations = max(3, round(default * budget))
     # Where two default searches are left beside them, exchanges bring more than further iterations.
     left = iterations - price(problem, pattern)
     if left >= 2 * default and not (trail is not None and trail.nested):
         mask, _, _ = search(problem, pattern, damping, round(left), trail)
         return exchange(problem, pattern, mask, damping)
-    return _search(problem, pattern, damping, iterations, trail, gain=gain if budget < 2 else 0.0)
+    return _search(problem, pattern, damping, iterations, trail, gain=gain)
 
 
 def _search(
