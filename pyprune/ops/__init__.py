@@ -16,14 +16,18 @@ from pyprune.ops.nm import nm
 from pyprune.ops.obs import obs
 from pyprune.ops.rescale import rescale
 from pyprune.ops.select import select
+from pyprune.ops.sparse_weight import SparseWeight, compress
 from pyprune.ops.sparsegpt import sparsegpt
+from pyprune.ops.spmm import prepare, spmm
 from pyprune.ops.swap import swap
 from pyprune.ops.symmetrise import symmetrise
 
 __all__ = [
+    "SparseWeight",
     "admm_step",
     "block_obs",
     "cholesky",
+    "compress",
     "cross_gram",
     "gram",
     "masked_cg",
@@ -31,9 +35,11 @@ __all__ = [
     "matmul",
     "nm",
     "obs",
+    "prepare",
     "rescale",
     "select",
     "sparsegpt",
+    "spmm",
     "swap",
     "symmetrise",
 ]

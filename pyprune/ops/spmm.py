@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products with a compressed matrix: ``y = x Wᵀ + b``, the zeros of ``W`` neither stored nor multiplied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyprune import backends
+from pyprune.errors import InputError
+from pyprune.ops import library
+from pyprune.ops.sparse_weight import SparseWeight, to_dense
+
+ACTIVATIONS = ("none", "gelu", "relu")
+
+# The order in which the parts of a format are handed to the op.
+PARTS = {"dense": ("values",), "bitmask": ("bits", "values"), "nm": ("bits", "values"), "block": ("bits", "values")}
+
+
+def spmm(
+    x: Tensor,  # [..., in]
+    weight: SparseWeight,  # [out, in]
+    bias: Tensor | None = None,  # [out]
+    *,
+    activation: str = "none",
+) -> Tensor:  # [..., out]
+    """Multiply by a compressed matrix; a drop-in for ``torch.nn.functional.linear``.
+
+    Sums are float32, whatever the types of ``x`` and of the values; the result has the type of ``x``. There is a
+    gradient for ``x`` and for ``bias``, none for the values.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., in)
+        float32, bfloat16 or float16; float64 is multiplied in float64, by the reference.
+    weight : SparseWeight, shape (out, in)
+        On the device of ``x``. In a stored format it is arranged for the kernel at every call: keep
+        :func:`prepare` of it where it is used more than once.
+    bias : Tensor, shape (out,), optional
+        Floating.
+    activation : {"none", "gelu", "relu"}
+        Applied to the sum in the same pass; GELU is the exact one (erf).
+
+    Returns
+    -------
+    Tensor, shape (..., out)
+
+    Raises
+    ------
+    InputError
+        Shapes, dtypes or devices do not fit, or an unknown activation.
+
+    Examples
+    --------
+    >>> from pyprune.ops.sparse_weight import compress
+    >>> spmm(torch.tensor([[1.0, 2.0, 3.0]]), compress(torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 1.0]])))
+    tensor([[4., 4.]])
+    """
+    library.check_float("spmm", x=x)
+    if not isinstance(weight, SparseWeight):
+        raise InputError("spmm: the weight must be a SparseWeight", hint="pyprune.ops.sparse_weight.compress(weight)")
+    if activation not in ACTIVATIONS:
+        raise InputError(f"spmm: unknown activation {activation!r}", hint=", ".join(ACTIVATIONS))
+    if x.dim() < 1 or x.shape[-1] != weight.shape[1]:
+        raise InputError("spmm: shapes do not fit", asked=f"x [..., {weight.shape[1]}]", seen=f"x {list(x.shape)}")
+    if bias is not None:
+        library.check_float("spmm", bias=bias)
+        library.check_shape("spmm", "bias", bias, weight.shape[:1])
+    library.check_same_device("spmm", x, weight.values, bias)
+    weight = prepare(weight)
+    fused = activation if not (torch.is_grad_enabled() and x.requires_grad) else "none"
+    y: Tensor = _spmm(
+        x,
+        [weight.parts[name] for name in PARTS[weight.format]],
+        weight.scale,
+        bias,
+        weight.format,
+        weight.shape[0],
+        weight.geometry,
+        fused,
+    )
+    return y if fused == activation else _activate(y, activation)
+
+
+def prepare(weight: SparseWeight) -> SparseWeight:
+    """The same matrix in the arrangement that the kernel of its device wants; itself if it is in it already."""
+    return weight
+
+
+def _activate(y: Tensor, activation: str) -> Tensor:
+    if activation == "gelu":
+        return torch.nn.functional.gelu(y)
+    return y if activation == "none" else y.relu()
+
+
+@backends.implements("spmm", "reference")
+def spmm_reference(
+    x: Tensor,
+    parts: Sequence[Tensor],
+    scale: Tensor | None,
+    bias: Tensor | None,
+    format: str,
+    out: int,
+    geometry: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """``activation(x Wᵀ + b)`` in float64, with the zeros."""
+    weight = _dense(parts, scale, format, out, x.shape[-1], geometry, torch.float64)
+    y = torch.nn.functional.linear(x.double(), weight, None if bias is None else bias.double())
+    return _activate(y, activation).to(x.dtype)
+
+
+def _dense(
+    parts: Sequence[Tensor],
+    scale: Tensor | None,
+    format: str,
+    out: int,
+    columns: int,
+    geometry: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    named = dict(zip(PARTS[format], parts, strict=True))
+    return to_dense(format, named, scale, (out, columns), (geometry[0], geometry[1]), dtype)
+
+
+def _fake(
+    x: Tensor, parts: Any, scale: Any, bias: Any, format: str, out: int, geometry: Any, activation: str
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out))
+
+
+_spmm = library.register(
+    "spmm(Tensor x, Tensor[] parts, Tensor? scale, Tensor? bias, str format, SymInt out, int[] geometry, "
+    "str activation) -> Tensor",
+    fake=_fake,
+)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, parts, scale, bias, ctx.format, ctx.out, ctx.geometry, _ = inputs
+    ctx.columns, ctx.dtype = x.shape[-1], x.dtype
+    ctx.has_scale, ctx.bias_dtype = scale is not None, None if bias is None else bias.dtype
+    ctx.save_for_backward(*parts, *([scale] if ctx.has_scale else []))
+
+
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    saved = list(ctx.saved_tensors)
+    scale = saved.pop() if ctx.has_scale else None
+    weight = _dense(saved, scale, ctx.format, ctx.out, ctx.columns, ctx.geometry, ctx.dtype)
+    to_x = gradient @ weight if ctx.needs_input_grad[0] else None
+    to_bias = gradient.flatten(0, -2).sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[3] else None
+    return to_x, [None] * len(saved), None, to_bias, None, None, None, None
+
+
+torch.library.register_autograd("pyprune::spmm", _gradient, setup_context=_remember, lib=library._LIBRARY)
