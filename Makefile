@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 # Also for pip before 25.3, which reads the first of these when it builds in isolation.
 PIN := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/constraints.txt
 PIP := $(PIN) $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Two at a time: many tests are of one thread. A file's tests stay together, and share what they build.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 TRANSFORMERS4 := .compat/transformers4
 BUILD := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
 CPP := $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu')
@@ -25,11 +27,11 @@ demo: $(VENV)/.run ## prune the model that comes with pyprune, and compare
 	@$(BIN)/pyprune demo
 
 test: $(VENV)/.test lint ## everything: lint, tests, tests with transformers 4
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 	@$(MAKE) --no-print-directory test-transformers4
 
 test-transformers4: $(VENV)/.test $(TRANSFORMERS4)/.installed ## the tests of models, methods and data with transformers 4
-	PYTHONPATH=$(TRANSFORMERS4) $(BIN)/python -m pytest -q tests/models tests/methods tests/tasks tests/cli -m "not slow"
+	PYTHONPATH=$(TRANSFORMERS4) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -q tests/models tests/methods tests/tasks tests/cli -m "not slow"
 
 test-gpu: $(VENV)/.test ## the tests that need a CUDA device; without one each is skipped, and says so
 	$(BIN)/python -m pytest -m gpu

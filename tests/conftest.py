@@ -24,6 +24,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", [name for name in known if "cpu" in backends.DEVICES[name]], indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that builds a wheel for minutes goes first, so that two workers end at about the same time."""
+    items.sort(key=lambda item: "packaging" not in item.path.parts)
+
+
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Force one backend for the test; a missing compiled extension fails, it does not skip."""
