@@ -11,13 +11,19 @@ from torch import Tensor
 
 from pyprune import backends
 from pyprune.errors import InputError
-from pyprune.ops import library
-from pyprune.ops.sparse_weight import SparseWeight, to_dense
+from pyprune.ops import library, sparse_rows
+from pyprune.ops.sparse_weight import SparseWeight, restore, to_dense
 
-ACTIVATIONS = ("none", "gelu", "relu")
+ACTIVATIONS = ("none", "gelu", "relu")  # by the numbers of csrc/common/sparse_rows_view.h
 
 # The order in which the parts of a format are handed to the op.
-PARTS = {"dense": ("values",), "bitmask": ("bits", "values"), "nm": ("bits", "values"), "block": ("bits", "values")}
+PARTS = {
+    "dense": ("values",),
+    "bitmask": ("bits", "values"),
+    "nm": ("bits", "values"),
+    "block": ("bits", "values"),
+    "rows": sparse_rows.PARTS,
+}
 
 
 def spmm(
@@ -86,8 +92,18 @@ def spmm(
 
 
 def prepare(weight: SparseWeight) -> SparseWeight:
-    """The same matrix in the arrangement that the kernel of its device wants; itself if it is in it already."""
-    return weight
+    """The same matrix in the arrangement that the kernel of its device wants; itself if it is in it already.
+
+    On a CPU that is "rows", which :func:`pyprune.ops.sparse_weight.restore` turns back into a stored format; a dense
+    matrix stays as it is. A file never holds an arrangement.
+    """
+    if weight.format in ("rows", "dense") or weight.device.type != "cpu":
+        return weight
+    if backends.choose("spmm", "cpu").backend != "cpp":
+        return weight
+    rows = restore(weight) if weight.format == "block" else weight
+    parts, geometry = sparse_rows.arrange(rows.mask(), rows.values.flatten())
+    return SparseWeight(weight.shape, "rows", parts, weight.scale, geometry)
 
 
 def _activate(y: Tensor, activation: str) -> Tensor:
@@ -110,6 +126,55 @@ def spmm_reference(
     """``activation(x Wᵀ + b)`` in float64, with the zeros."""
     weight = _dense(parts, scale, format, out, x.shape[-1], geometry, torch.float64)
     y = torch.nn.functional.linear(x.double(), weight, None if bias is None else bias.double())
+    return _activate(y, activation).to(x.dtype)
+
+
+@backends.implements("spmm", "cpp")
+def _spmm_cpp(
+    x: Tensor,
+    parts: Sequence[Tensor],
+    scale: Tensor | None,
+    bias: Tensor | None,
+    format: str,
+    out: int,
+    geometry: Sequence[int],
+    activation: str,
+) -> Tensor:
+    if x.dtype == torch.float64:
+        return spmm_reference(x, parts, scale, bias, format, out, geometry, activation)
+    if format == "dense":
+        return _spmm_dense(x, parts, scale, bias, activation)
+    shape, kind = (out, x.shape[-1]), (geometry[0], geometry[1])
+    weight = SparseWeight(shape, format, dict(zip(PARTS[format], parts, strict=True)), scale, kind)
+    weight = prepare(weight)
+    flat = library.flatten_tokens("spmm", "x", x)
+    scale = None if scale is None else scale.contiguous()
+    bias = None if bias is None else bias.to(torch.float32).contiguous()
+    y = torch.empty(flat.shape[0], out, dtype=x.dtype)
+    backends.extension().spmm(
+        y.data_ptr(),
+        flat.data_ptr(),
+        library.ELEMENT_TYPE[x.dtype],
+        flat.shape[0],
+        flat.stride(0),
+        sparse_rows.pointers(weight.parts, shape, weight.geometry),
+        0 if scale is None else scale.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        ACTIVATIONS.index(activation),
+        backends.threads(),
+    )
+    return y.reshape(*x.shape[:-1], out)
+
+
+def _spmm_dense(
+    x: Tensor, parts: Sequence[Tensor], scale: Tensor | None, bias: Tensor | None, activation: str
+) -> Tensor:
+    # torch multiplies bfloat16 slower than float32 where the processor cannot.
+    native = x.dtype == parts[0].dtype == torch.bfloat16 and backends.instructions() == "avx512bf16"
+    dtype = torch.bfloat16 if native else torch.float32
+    shape = (parts[0].shape[0], parts[0].shape[1])
+    weight = to_dense("dense", {"values": parts[0]}, scale, shape, (1, 1), dtype)
+    y = torch.nn.functional.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype))
     return _activate(y, activation).to(x.dtype)
 
 
