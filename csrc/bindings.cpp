@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// With bindings_sparse.cpp the only file that knows pybind11. Tensors arrive as raw pointers; every size is checked before
+// With the other bindings_*.cpp the only file that knows pybind11. Tensors arrive as raw pointers; every size is checked before
 // a kernel sees it, the GIL is released around every kernel, and no exception crosses an OpenMP region.
 #include "bindings_checks.h"
+#include "bindings_encoder.h"
 #include "bindings_sparse.h"
 #include "common/dispatch.h"
 #include "common/scratch.h"
@@ -399,6 +400,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("peak", &bound::peak);
     module.def("swap", &bound::swap);
     bound::bind_sparse(module);
+    bound::bind_encoder(module);
 #if defined(PYPRUNE_HAS_CUDA)
     module.def("gram_cuda", &bound::gram_cuda);
     module.def("masked_factor_size", &pyprune::cuda::masked_factor_size);

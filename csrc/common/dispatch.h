@@ -35,6 +35,7 @@ struct Kernels {
     decltype(&baseline::swap) swap;
     decltype(&baseline::spmm) spmm;
     decltype(&baseline::spmm_tile) spmm_tile;
+    decltype(&baseline::encoder) encoder;
 };
 
 // The kernels of the best instruction set this machine has, or of the one PYPRUNE_CPU_ISA names.

@@ -4,6 +4,7 @@
 // strides count elements; `threads` >= 1. No include guard on purpose.
 
 #include "../common/element_type.h"
+#include "../common/encoder_view.h"
 #include "../common/sparse_rows_view.h"
 
 namespace pyprune {
@@ -62,6 +63,9 @@ void spmm(void* y, const void* x, ElementType type, int64_t tokens, int64_t stri
           const float* scale, const float* bias, Activation activation, int threads);
 
 int64_t spmm_tile(int64_t in, double density);
+
+void encoder(float* out, const float* hidden, const uint8_t* keep, const EncoderShape& shape,
+             const EncoderLayer* layers, int64_t count, int threads);
 
 }  // namespace PYPRUNE_ISA
 }  // namespace pyprune
