@@ -74,12 +74,8 @@ void encoder(uintptr_t out, uintptr_t hidden, uintptr_t keep, int64_t sequences,
     check_threads(threads);
     std::vector<pyprune::EncoderLayer> made;
     for (const auto& arguments : layers) made.push_back(layer(arguments, features, head));
-    const pyprune::EncoderShape shape{sequences,
-                                      length,
-                                      features,
-                                      head,
-                                      static_cast<float>(eps),
-                                      static_cast<pyprune::FeedForward>(activation)};
+    const pyprune::EncoderShape shape{
+        sequences, length, features, head, static_cast<float>(eps), static_cast<pyprune::FeedForward>(activation)};
     const auto& run = pyprune::kernels();
     py::gil_scoped_release release;
     run.encoder(pointer<float>(out, all, "out"), pointer<const float>(hidden, all, "hidden"),

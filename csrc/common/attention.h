@@ -91,7 +91,7 @@ class Attention {
                 accumulate<1, kBlockTokens>(sum, left + row, query_, kGroupTokens, from_.head);
                 for (int r = 0; r < rows; ++r)
                     for (int v = 0; v < kGroupVectors; ++v) {
-                        largest[v] = largest[v] > sum[r][v] ? largest[v] : sum[r][v];
+                        largest[v] = larger(largest[v], sum[r][v]);
                         S::store(score_ + (key + row + r) * kGroupTokens + v * kTokenLanes, sum[r][v]);
                     }
             });

@@ -5,9 +5,9 @@
 //
 // Algorithm: the kept tokens of all sequences are packed one after another into token-blocks (block_products.h) and stay in
 //   that layout through all layers. Weights are sparse (sparse_rows.h) or dense (dense_rows.h); bias, activation and
-//   residual are applied to sums as they leave the registers. With many blocks a thread takes a block from attention to
-//   the end of the layer, so that it stays in the second-level cache, and two barriers a layer are all; with few, the
-//   rows of every product, the heads and the groups of tokens are shared out.
+//   residual are applied to sums as they leave the registers. Attention goes through the blocks head by head, a few
+//   blocks at a time, so that keys and values are in the second-level cache. With many blocks a thread then takes a block
+//   to the end of the layer, where it stays in that cache; with few, the rows of every product are shared out.
 // FLOPs per token and layer: 2 · kept weights + 4 · hidden · length. Memory: weights once per block; activations
 //   (4 · hidden) a token, and `inner` for a block of each thread.
 // A token's sums run over weights, features and keys in a fixed order: bits depend neither on threads nor on the batch.
@@ -15,6 +15,7 @@
 #include "../common/buffer.h"
 #include "../common/dense_rows.h"
 #include "../common/encoder_view.h"
+#include "../common/gelu.h"
 #include "../common/panel.h"
 
 #include "kernels.h"
@@ -40,8 +41,7 @@ struct Store {
     template <int count>
     void operator()(int64_t row, int first, const TokenVector (&sum)[count]) const {
         const TokenVector shift = S::broadcast(bias[row]);
-        for (int v = 0; v < count; ++v)
-            S::store(out + row * kBlockTokens + (first + v) * kTokenLanes, sum[v] + shift);
+        for (int v = 0; v < count; ++v) S::store(out + row * kBlockTokens + (first + v) * kTokenLanes, sum[v] + shift);
     }
 };
 struct AddTo {
@@ -124,8 +124,8 @@ void layer_norm(float* x, int64_t features, const float* gain, const float* shif
         for (int lane = 0; lane < kTokenLanes; ++lane) inverse[v][lane] = 1.0f / std::sqrt(variance[lane]);
     }
     each([&](int64_t feature, int v, float* place) {
-        S::store(place, (S::load(place) - mean[v]) * inverse[v] * S::broadcast(gain[feature]) +
-                            S::broadcast(shift[feature]));
+        S::store(place,
+                 (S::load(place) - mean[v]) * inverse[v] * S::broadcast(gain[feature]) + S::broadcast(shift[feature]));
     });
 }
 
@@ -154,9 +154,9 @@ struct Packing {
 class Encoder {
   public:
     Encoder(const EncoderShape& shape, const uint8_t* keep, std::vector<EncoderLayer> layers, int threads)
-        : shape_(shape), layers_(std::move(layers)), packing_(keep, shape.sequences, shape.length), blocks_(packing_.blocks()),
-          threads_(threads), parts_(parts(blocks_, threads)), x_(blocks_ * block_size(shape.hidden)),
-          projections_(blocks_ * block_size(3 * largest(&EncoderLayer::width))),
+        : shape_(shape), layers_(std::move(layers)), packing_(keep, shape.sequences, shape.length),
+          blocks_(packing_.blocks()), threads_(threads), parts_(parts(blocks_, threads)),
+          x_(blocks_ * block_size(shape.hidden)), projections_(blocks_ * block_size(3 * largest(&EncoderLayer::width))),
           inner_((parts_ == 1 ? threads : blocks_) * block_size(largest(&EncoderLayer::inner))),
           work_(threads * work_size()) {}
 
@@ -179,6 +179,7 @@ class Encoder {
   private:
     // With fewer than kFewBlocks blocks for each thread, blocks are cut into parts.
     static constexpr int64_t kFewBlocks = 4;
+    static constexpr int64_t kAttentionBlocks = 4;
     static int64_t parts(int64_t blocks, int threads) {
         const int64_t wanted = kFewBlocks * threads;
         return threads == 1 || blocks == 0 || blocks >= wanted ? 1 : panels(wanted, blocks);
@@ -207,10 +208,9 @@ class Encoder {
     void whole_blocks(const EncoderLayer& layer) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t block = 0; block < blocks_; ++block) project(layer, block, 0, units(layer.project));
+        attention(layer, kAttentionBlocks);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t block = 0; block < blocks_; ++block) {
-            for (int64_t head = 0; head < heads(layer); ++head)
-                for (int64_t group = 0; group < groups(block); ++group) attend(layer, block, head, group);
             output(layer, block, 0, units(layer.output));
             for (int64_t group = 0; group < groups(block); ++group) attention_norm(layer, block, group);
             widen(layer, block, 0, units(layer.up));
@@ -221,16 +221,23 @@ class Encoder {
 
     void parts_of_blocks(const EncoderLayer& layer) {
         shared(layer.project, [&](int64_t b, int64_t first, int64_t last) { project(layer, b, first, last); });
-        const int64_t tasks = heads(layer) * kBlockGroups;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < blocks_ * tasks; ++task)
-            if (task % kBlockGroups < groups(task / tasks))
-                attend(layer, task / tasks, task % tasks / kBlockGroups, task % kBlockGroups);
+        attention(layer, 1);
         shared(layer.output, [&](int64_t b, int64_t first, int64_t last) { output(layer, b, first, last); });
         each_group([&](int64_t block, int64_t group) { attention_norm(layer, block, group); });
         shared(layer.up, [&](int64_t b, int64_t first, int64_t last) { widen(layer, b, first, last); });
         shared(layer.down, [&](int64_t b, int64_t first, int64_t last) { narrow(layer, b, first, last); });
         each_group([&](int64_t block, int64_t group) { output_norm(layer, block, group); });
+    }
+
+    // A task is one head of a few blocks.
+    void attention(const EncoderLayer& layer, int64_t few) {
+        const int64_t heads = layer.width() / shape_.head;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < panels(blocks_, few) * heads; ++task) {
+            const int64_t first = task / heads * few;
+            for (int64_t block = first; block < std::min(blocks_, first + few); ++block)
+                for (int64_t group = 0; group < groups(block); ++group) attend(layer, block, task % heads, group);
+        }
     }
 
     // Calls run(block, first unit, last unit) for parts_ parts of the rows of every block.
@@ -249,8 +256,6 @@ class Encoder {
         for (int64_t task = 0; task < blocks_ * kBlockGroups; ++task)
             if (task % kBlockGroups < groups(task / kBlockGroups)) run(task / kBlockGroups, task % kBlockGroups);
     }
-
-    int64_t heads(const EncoderLayer& layer) const { return layer.width() / shape_.head; }
 
     void project(const EncoderLayer& layer, int64_t block, int64_t first, int64_t last) {
         product_units(layer.project, x(block), vectors(block), work(), first, last,
