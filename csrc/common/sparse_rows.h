@@ -18,7 +18,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#if defined(__F16C__)
+#if defined(__SSE4_1__)
 #include <immintrin.h>
 #endif
 
@@ -65,11 +65,13 @@ inline Quad load_quad(const Float16* source) {
 #endif
 }
 inline Quad load_quad(const int8_t* source) {
-    typedef int8_t Bytes __attribute__((vector_size(4)));
-    typedef int32_t Words __attribute__((vector_size(16)));
-    Bytes bytes;
-    std::memcpy(&bytes, source, sizeof(bytes));
-    return __builtin_convertvector(__builtin_convertvector(bytes, Words), Quad);
+#if defined(__SSE4_1__)  // GCC takes vectors of four bytes apart
+    int bits;
+    std::memcpy(&bits, source, sizeof(bits));
+    return (Quad)_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bits)));
+#else
+    return Quad{widen(source[0]), widen(source[1]), widen(source[2]), widen(source[3])};
+#endif
 }
 
 // The quad in every 128 bits of a vector, and one of its four in all lanes.

@@ -190,7 +190,7 @@ void multiply_one(const SparseRows& w, const Tokens<Element>& tokens, const Epil
 template <class Value, class Element>
 void multiply_many(const SparseRows& w, const Tokens<Element>& tokens, const Epilogue& epilogue, int threads) {
     const Line line(w, tokens.count);
-    const int64_t tile = (w.tile + kLanes) * kBlockTokens;
+    const int64_t tile = (w.tile + 16) * kBlockTokens;
     const int64_t sums = std::min(kChunkPanels, w.panels()) * kPanelRows * kBlockTokens;
     Buffer<float> memory(static_cast<size_t>(threads * (tile + sums)));
 #pragma omp parallel num_threads(threads) if (threads > 1)

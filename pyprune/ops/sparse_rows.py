@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arrangement "rows" that the CPU kernel of :func:`pyprune.ops.spmm` multiplies by, made from any stored format.
 
-``csrc/common/sparse_rows_view.h`` describes it. Its ``geometry`` is ``(columns of a tile, rows of a panel)``; ``columns``
-and ``lengths`` are uint16 numbers below 32768, held as int16.
+``csrc/common/sparse_rows_view.h`` describes it. Its ``geometry`` is ``(columns of a tile, rows of a panel)``;
+``columns`` and ``lengths`` are uint16 numbers below 32768, held as int16.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ def pointers(
         The parts do not belong together.
     """
     out, columns = shape
-    values, places, rows, lengths, starts = (parts[name] for name in PARTS)
+    values, places, rows, lengths, starts = [parts[name] for name in PARTS]
     tile, panel = geometry
-    cells = -(-out // panel) * max(1, -(-columns // max(1, tile)))
+    count, cells = values.numel(), -(-out // panel) * max(1, -(-columns // max(1, tile)))
     sizes = (places.numel(), rows.numel(), lengths.numel(), starts.numel())
-    if sizes != (values.numel(), cells * panel, cells * panel, cells + 1):
+    if sizes != (count, cells * panel, cells * panel, cells + 1):
         raise InputError("the parts of a prepared weight do not fit its shape", seen=f"{list(shape)} and {sizes}")
     return (
         out,
@@ -99,7 +99,7 @@ def pointers(
         tile,
         values.data_ptr(),
         VALUE_TYPE[values.dtype],
-        values.numel(),
+        count,
         places.data_ptr(),
         rows.data_ptr(),
         lengths.data_ptr(),
