@@ -91,6 +91,30 @@ inline void to_block(float* block, const Element* x, int64_t stride, int64_t tok
                 square(token, column);
 }
 
+// The same for bfloat16 left in 16 bits: each two vectors of tokens in the order that Pairs (sparse_rows.h) takes.
+template <int64_t width>
+inline void to_block(BFloat16* block, const BFloat16* x, int64_t stride, int64_t tokens, int64_t columns,
+                     int64_t readable) {
+    using S = Simd<float>;
+    constexpr int64_t lanes = S::lanes;
+    typedef uint16_t Halves __attribute__((vector_size(kVectorBytes)));
+    typedef int16_t Places __attribute__((vector_size(kVectorBytes)));
+    Places upper{};  // four of one vector and four of the other in turn, the upper half of each word
+    for (int i = 0; i < 2 * lanes; ++i) upper[i] = i / 8 * 8 + i % 4 * 2 + 1 + i % 8 / 4 * 2 * lanes;
+    alignas(64) float wide[lanes * 2 * lanes];
+    for (int64_t column = 0; column < columns; column += lanes)
+        for (int64_t token = 0; token < width; token += 2 * lanes) {
+            to_block<2 * lanes>(wide, x + token * stride + column, stride, tokens - token,
+                                std::min(lanes, columns - column), readable - column);
+            for (int64_t i = 0; i < lanes; ++i) {
+                Halves two[2];
+                std::memcpy(two, wide + i * 2 * lanes, sizeof(two));
+                const Halves packed = __builtin_shuffle(two[0], two[1], upper);
+                std::memcpy(block + (column + i) * width + token, &packed, sizeof(packed));
+            }
+        }
+}
+
 // y[token][row] = change(row, block[row][:]) for `rows` rows of the first `tokens` tokens of a block. Up to one vector of
 // rows more is read.
 template <int64_t width, class Element, class Change>

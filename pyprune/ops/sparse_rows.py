@@ -65,11 +65,12 @@ def places(
     device = parts["values"].device
     lengths = parts["lengths"].long()
     longer = lengths.reshape(-1, panel // 2, 2)[..., 0]
-    pairs = parts["starts"][:-1, None] + 2 * (longer.cumsum(1) - longer)
-    first = (pairs[..., None] + torch.arange(2, device=device)).flatten()
+    stored = (longer + 1).div(2, rounding_mode="floor") * 4  # in quads: two of one row, two of the other
+    pairs = parts["starts"][:-1, None] + stored.cumsum(1) - stored
+    first = (pairs[..., None] + torch.tensor([0, 2], device=device)).flatten()
     segment = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
     step = torch.arange(len(segment), device=device) - (lengths.cumsum(0) - lengths)[segment]
-    index = first[segment] + 2 * step
+    index = first[segment] + step.div(2, rounding_mode="floor") * 4 + step % 2
     cell = segment.div(panel, rounding_mode="floor")
     tiles = max(1, -(-shape[1] // tile))
     row = cell.div(tiles, rounding_mode="floor") * panel + parts["rows"].long()[segment]
