@@ -55,7 +55,7 @@ void fill_rows(uintptr_t columns, uintptr_t stored, int64_t count, uintptr_t row
 }
 
 void spmm(uintptr_t y, uintptr_t x, int type, int64_t tokens, int64_t stride, const RowsArguments& weight,
-          uintptr_t scale, uintptr_t bias, int activation, int threads) {
+          uintptr_t scale, uintptr_t bias, int activation, int threads, bool pairs) {
     const SparseRows matrix = sparse_rows(weight);
     const int64_t written = area(tokens, matrix.out), read = area(tokens, matrix.in);
     require(type >= 0 && type <= 2, "x must be float32, bfloat16 or float16");
@@ -66,7 +66,7 @@ void spmm(uintptr_t y, uintptr_t x, int type, int64_t tokens, int64_t stride, co
     py::gil_scoped_release release;
     run.spmm(pointer<void>(y, written, "y"), pointer<const void>(x, read, "x"), element(type), tokens, stride, matrix,
              reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(bias),
-             static_cast<pyprune::Activation>(activation), threads);
+             static_cast<pyprune::Activation>(activation), pairs, threads);
 }
 
 int64_t spmm_tile(int64_t in, double density) {
@@ -96,7 +96,9 @@ SparseRows sparse_rows(const RowsArguments& weight) {
 void bind_sparse(py::module_& module) {
     module.def("order_rows", &order_rows);
     module.def("fill_rows", &fill_rows);
-    module.def("spmm", &spmm);
+    module.def("spmm", &spmm, py::arg("y"), py::arg("x"), py::arg("type"), py::arg("tokens"), py::arg("stride"),
+               py::arg("weight"), py::arg("scale"), py::arg("bias"), py::arg("activation"), py::arg("threads"),
+               py::arg("pairs") = false);
     module.def("spmm_tile", &spmm_tile);
     module.attr("panel_rows") = pyprune::kPanelRows;
 }

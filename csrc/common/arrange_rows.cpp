@@ -17,10 +17,10 @@ SparseRows sizes(int64_t out, int64_t in, int64_t tile) {
     return matrix;
 }
 
-// Steps of the cell's pairs together: the longer row of each comes first.
-int64_t steps(const uint16_t* lengths) {
+// Quads of the cell's pairs together: the longer row of each comes first.
+int64_t quads(const uint16_t* lengths) {
     int64_t total = 0;
-    for (int64_t row = 0; row < kPanelRows; row += 2) total += lengths[row];
+    for (int64_t row = 0; row < kPanelRows; row += 2) total += pair_quads(lengths[row]);
     return total;
 }
 
@@ -42,20 +42,17 @@ void fill(uint16_t* columns, Element* stored, const uint8_t* rows, const uint16_
                 const uint8_t row = rows[cell * kPanelRows + place];
                 const int64_t count = lengths[cell * kPanelRows + place];
                 const int64_t longer = lengths[cell * kPanelRows + place / 2 * 2];
-                if (longer == 0) break;
                 const uint8_t* marks = mask + (panel * kPanelRows + row) * matrix.in + tile * matrix.tile;
-                int64_t at = pair + place % 2, last = 0;
-                for (int64_t column = 0; count != 0 && column < width; ++column)
-                    if (marks[column] != 0) {
-                        columns[at] = static_cast<uint16_t>(last = column);
-                        stored[at] = *next[row]++;
-                        at += 2;
-                    }
-                for (int64_t step = count; step < longer; ++step, at += 2) {
-                    columns[at] = static_cast<uint16_t>(last);
-                    stored[at] = Element(0);
-                }
-                if (place % 2 == 1) pair += 2 * longer;
+                const auto put = [&](int64_t step, int64_t column, Element value) {
+                    const int64_t at = pair + step / 2 * 4 + place % 2 * 2 + step % 2;
+                    columns[at] = static_cast<uint16_t>(column);
+                    stored[at] = value;
+                };
+                int64_t step = 0, last = 0;
+                for (int64_t column = 0; step < count && column < width; ++column)
+                    if (marks[column] != 0) put(step++, last = column, *next[row]++);
+                while (step < 2 * pair_quads(longer)) put(step++, last, Element(0));
+                if (place % 2 == 1) pair += 4 * pair_quads(longer);
             }
         }
     }
@@ -82,7 +79,7 @@ int64_t order_rows(uint8_t* rows, uint16_t* lengths, int64_t* starts, const uint
             std::stable_sort(order, order + kPanelRows, [&](uint8_t a, uint8_t b) { return kept[a] > kept[b]; });
             for (int64_t place = 0; place < kPanelRows; ++place)
                 lengths[cell * kPanelRows + place] = kept[order[place]];
-            starts[cell + 1] = starts[cell] + 2 * steps(lengths + cell * kPanelRows);
+            starts[cell + 1] = starts[cell] + 4 * quads(lengths + cell * kPanelRows);
         }
     return starts[cell];
 }

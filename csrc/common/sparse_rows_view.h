@@ -2,10 +2,11 @@
 // The arrangement "rows" of a sparse matrix: what spmm multiplies by. One text for all instruction sets.
 //
 // Columns are cut into tiles of `tile`, rows into panels of kPanelRows. Panel and tile meet in a cell. Within a cell the
-// rows are sorted by how much they keep, most first (ties by index), and taken two by two: a pair is stored as
-// [step][2], as many steps as the longer row has, so that two rows advance together and loops end when the processor
-// expects it. The shorter row is padded with values of zero at a column it has already (its tile's first if it keeps
-// nothing). Two bytes a column, so 6 bytes a weight in float32, 4 in 16 bits, 3 in int8.
+// rows are sorted by how much they keep, most first (ties by index), and taken two by two, so that two rows advance
+// together and loops end when the processor expects it. A pair is stored in quads: two weights of the first row, two of
+// the second, as many quads as the longer row needs. Both are padded with values of zero at a column that they have
+// already (the tile's first where a row keeps nothing). Two bytes a column: 6 bytes a weight in float32, 4 in 16 bits,
+// 3 in int8.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,11 @@ constexpr int64_t kPanelRows = 64;
 
 /// Type of the stored weights. The numbers are part of the binding's contract.
 enum class ValueType : int { float32 = 0, bfloat16 = 1, float16 = 2, int8 = 3 };
+
+/// Quads of a pair of rows whose longer one keeps `longer` weights.
+inline int64_t pair_quads(int64_t longer) {
+    return (longer + 1) / 2;
+}
 
 struct SparseRows {
     int64_t out, in;     // of the matrix

@@ -56,32 +56,62 @@ inline void store_narrow(float* target, const Simd<float>::Vector value, int64_t
         std::memcpy(target, &value, static_cast<size_t>(count) * sizeof(float));
 }
 
+// Squares that share the cache lines of their rows are moved one after the other.
+constexpr int64_t kLineSquares = 64 / kVectorBytes;
+
 // block[column][width] = x[token][column] for `columns` columns of `tokens` <= width tokens; zeros for the tokens that
-// are not there. Up to one vector of columns more is written, and read where a row has them: it ends after `readable`.
+// are not there. Up to a cache line of columns more is written; a row of x can be read up to `readable`.
 template <int64_t width, class Element>
 inline void to_block(float* block, const Element* x, int64_t stride, int64_t tokens, int64_t columns,
                      int64_t readable) {
     using S = Simd<float>;
     constexpr int64_t lanes = S::lanes;
-    for (int64_t column = 0; column < columns; column += lanes)
-        for (int64_t token = 0; token < width; token += lanes) {
-            typename S::Vector square[lanes];
+    const auto square = [&](int64_t token, int64_t column) {
+        typename S::Vector row[lanes];
+        const int64_t there = std::min(lanes, tokens - token);
+        const Element* source = x + token * stride + column;
+        if (there == lanes && column + lanes <= readable) {
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < lanes; ++i) row[i] = load_wide(source + i * stride);
+        } else {
+            const size_t bytes = static_cast<size_t>(std::min(lanes, readable - column)) * sizeof(Element);
             for (int64_t i = 0; i < lanes; ++i) {
-                if (token + i >= tokens) {
-                    square[i] = typename S::Vector{};
-                    continue;
-                }
-                const Element* source = x + (token + i) * stride + column;
-                if (column + lanes <= readable) {
-                    square[i] = load_wide(source);
-                } else {
-                    Element rest[lanes] = {};
-                    std::memcpy(rest, source, static_cast<size_t>(readable - column) * sizeof(Element));
-                    square[i] = load_wide(rest);
-                }
+                Element part[lanes] = {};
+                if (i < there) std::memcpy(part, source + i * stride, bytes);
+                row[i] = load_wide(part);
             }
-            transpose<float>(square);
-            for (int64_t i = 0; i < lanes; ++i) S::store(block + (column + i) * width + token, square[i]);
+        }
+        transpose<float>(row);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < lanes; ++i) S::store(block + (column + i) * width + token, row[i]);
+    };
+    for (int64_t line = 0; line < columns; line += kLineSquares * lanes)
+        for (int64_t token = 0; token < width; token += lanes)
+            for (int64_t column = line; column < std::min(columns, line + kLineSquares * lanes); column += lanes)
+                square(token, column);
+}
+
+// The same for bfloat16 left in 16 bits: each two vectors of tokens in the order that Pairs (sparse_rows.h) takes.
+template <int64_t width>
+inline void to_block(BFloat16* block, const BFloat16* x, int64_t stride, int64_t tokens, int64_t columns,
+                     int64_t readable) {
+    using S = Simd<float>;
+    constexpr int64_t lanes = S::lanes;
+    typedef uint16_t Halves __attribute__((vector_size(kVectorBytes)));
+    typedef int16_t Places __attribute__((vector_size(kVectorBytes)));
+    Places upper{};  // four of one vector and four of the other in turn, the upper half of each word
+    for (int i = 0; i < 2 * lanes; ++i) upper[i] = i / 8 * 8 + i % 4 * 2 + 1 + i % 8 / 4 * 2 * lanes;
+    alignas(64) float wide[lanes * 2 * lanes];
+    for (int64_t column = 0; column < columns; column += lanes)
+        for (int64_t token = 0; token < width; token += 2 * lanes) {
+            to_block<2 * lanes>(wide, x + token * stride + column, stride, tokens - token,
+                                std::min(lanes, columns - column), readable - column);
+            for (int64_t i = 0; i < lanes; ++i) {
+                Halves two[2];
+                std::memcpy(two, wide + i * 2 * lanes, sizeof(two));
+                const Halves packed = __builtin_shuffle(two[0], two[1], upper);
+                std::memcpy(block + (column + i) * width + token, &packed, sizeof(packed));
+            }
         }
 }
 
@@ -91,15 +121,25 @@ template <int64_t width, class Element, class Change>
 inline void from_block(Element* y, int64_t stride, const float* block, int64_t tokens, int64_t rows, Change&& change) {
     using S = Simd<float>;
     constexpr int64_t lanes = S::lanes;
-    for (int64_t row = 0; row < rows; row += lanes)
-        for (int64_t token = 0; token < tokens; token += lanes) {
-            typename S::Vector square[lanes];
-            for (int64_t i = 0; i < lanes; ++i)
-                square[i] = change(std::min(row + i, rows - 1), S::load(block + (row + i) * width + token));
-            transpose<float>(square);
+    const auto square = [&](int64_t token, int64_t first) {
+        typename S::Vector row[lanes];
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < lanes; ++i)
+            row[i] = change(std::min(first + i, rows - 1), S::load(block + (first + i) * width + token));
+        transpose<float>(row);
+        Element* target = y + token * stride + first;
+        if (std::min(rows - first, tokens - token) >= lanes) {
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < lanes; ++i) store_narrow(target + i * stride, row[i], lanes);
+        } else {
             for (int64_t i = 0; i < std::min(lanes, tokens - token); ++i)
-                store_narrow(y + (token + i) * stride + row, square[i], std::min(lanes, rows - row));
+                store_narrow(target + i * stride, row[i], std::min(lanes, rows - first));
         }
+    };
+    for (int64_t line = 0; line < rows; line += kLineSquares * lanes)
+        for (int64_t token = 0; token < tokens; token += lanes)
+            for (int64_t row = line; row < std::min(rows, line + kLineSquares * lanes); row += lanes)
+                square(token, row);
 }
 
 }  // namespace PYPRUNE_ISA

@@ -60,7 +60,7 @@ void swap(uint8_t* mask, int64_t* exchanged, double* worth, const void* system, 
           int64_t of, int64_t rows, int64_t k, int threads);
 
 void spmm(void* y, const void* x, ElementType type, int64_t tokens, int64_t stride, const SparseRows& w,
-          const float* scale, const float* bias, Activation activation, int threads);
+          const float* scale, const float* bias, Activation activation, bool pairs, int threads);
 
 int64_t spmm_tile(int64_t in, double density);
 

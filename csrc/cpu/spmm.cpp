@@ -4,7 +4,8 @@
 // Algorithm: tokens in blocks of up to kBlockTokens, transposed tile by tile as they are needed; a weight is one broadcast
 //   and as many multiply-adds as the block has vectors (sparse_rows.h). Sums of up to kChunkPanels panels wait in the
 //   second-level cache for the next tile; after the last one they are scaled, activated and transposed back. One token
-//   needs no block: four weights and the four elements of x that they meet are one multiply-add.
+//   needs no block: four weights and the four elements of x that they meet are one multiply-add. Where x and W are bfloat16
+//   and the processor has AVX-512 BF16, weights go two by two (`pairs` asks for the same arithmetic elsewhere: for tests).
 // Operations: 2 · kept · tokens. Memory: W once per block, x once per block and 2,048 rows, y once.
 // Threads share blocks times panels in one line, cut where the work is equal; every sum is made by one thread in one order:
 // bits do not depend on their number.
@@ -93,14 +94,15 @@ class Line {
     int64_t blocks_, last_;
 };
 
-template <int vectors, class Value, class Element>
+template <class Steps, class Element>
 void block_rows(const SparseRows& w, int64_t first, int64_t last, const Tokens<Element>& tokens, int64_t token,
-                const Epilogue& epilogue, float* x_tile, float* sums) {
-    constexpr int64_t width = vectors * kLanes;
+                const Epilogue& epilogue, float* memory, float* sums) {
+    constexpr int64_t width = Steps::vectors * kLanes;
     const Element* x = tokens.x + token * tokens.stride;
     Element* y = tokens.y + token * w.out;
     const int64_t count = std::min(width, tokens.count - token);
-    multiply_block<vectors, Value>(
+    auto* const x_tile = reinterpret_cast<typename Steps::Input*>(memory);
+    multiply_steps<Steps>(
         w, first, last, sums,
         [&](int64_t tile) {
             to_block<width>(x_tile, x + tile * w.tile, tokens.stride, count, w.tile_columns(tile),
@@ -127,29 +129,24 @@ void gather_panel(const SparseRows& w, int64_t panel, const float* x, float* sum
         const uint16_t* lengths = w.lengths + (panel * tiles + tile) * kPanelRows;
         for (int64_t row = 0, count = w.panel_rows(panel); row < count; row += 2) {
             Quad even{}, odd{};
-            int64_t steps = lengths[row];
             const auto four = [&](int64_t i) {
                 uint64_t at;
                 std::memcpy(&at, column + i, sizeof(at));
                 const Quad met{x[at & 0xffff], x[at >> 16 & 0xffff], x[at >> 32 & 0xffff], x[at >> 48]};
                 return load_quad(value + i) * met;
             };
-            for (; steps >= 4; steps -= 4, value += 8, column += 8) {
+            int64_t quads = pair_quads(lengths[row]);
+            for (; quads >= 2; quads -= 2, value += 8, column += 8) {
                 even += four(0);
                 odd += four(4);
             }
-            if (steps >= 2) {
+            if (quads != 0) {
                 even += four(0);
-                steps -= 2, value += 4, column += 4;
-            }
-            if (steps != 0) {
-                odd[0] += widen(value[0]) * x[column[0]];
-                odd[1] += widen(value[1]) * x[column[1]];
-                value += 2, column += 2;
+                value += 4, column += 4;
             }
             even += odd;
-            sums[rows[row]] += even[0] + even[2];
-            sums[rows[row + 1]] += even[1] + even[3];
+            sums[rows[row]] += even[0] + even[1];
+            sums[rows[row + 1]] += even[2] + even[3];
         }
     }
 }
@@ -188,9 +185,10 @@ void multiply_one(const SparseRows& w, const Tokens<Element>& tokens, const Epil
 }
 
 template <class Value, class Element>
-void multiply_many(const SparseRows& w, const Tokens<Element>& tokens, const Epilogue& epilogue, int threads) {
+void multiply_many(const SparseRows& w, const Tokens<Element>& tokens, const Epilogue& epilogue,
+                   [[maybe_unused]] bool pairs, int threads) {
     const Line line(w, tokens.count);
-    const int64_t tile = (w.tile + kLanes) * kBlockTokens;
+    const int64_t tile = (w.tile + 16) * kBlockTokens;
     const int64_t sums = std::min(kChunkPanels, w.panels()) * kPanelRows * kBlockTokens;
     Buffer<float> memory(static_cast<size_t>(threads * (tile + sums)));
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -201,57 +199,73 @@ void multiply_many(const SparseRows& w, const Tokens<Element>& tokens, const Epi
         for (int64_t block = begin.block; block < line.blocks() && block <= end.block; ++block) {
             const int64_t first = block == begin.block ? begin.panel : 0;
             const int64_t last = block == end.block ? end.panel : w.panels(), token = block * kBlockTokens;
+            const auto run = [&](auto steps) {
+                block_rows<decltype(steps)>(w, first, last, tokens, token, epilogue, own, own + tile);
+            };
             const int64_t vectors = block_vectors(tokens.count - token);
+            if constexpr (std::is_same<Value, BFloat16>::value && std::is_same<Element, BFloat16>::value) {
+                if (pairs) {
+                    vectors == 4 ? run(Pairs<4>{}) : run(Pairs<2>{});
+                    continue;
+                }
+            }
             if (vectors == 4)
-                block_rows<4, Value>(w, first, last, tokens, token, epilogue, own, own + tile);
+                run(Singles<4, Value>{});
             else if (vectors == 2)
-                block_rows<2, Value>(w, first, last, tokens, token, epilogue, own, own + tile);
+                run(Singles<2, Value>{});
             else
-                block_rows<1, Value>(w, first, last, tokens, token, epilogue, own, own + tile);
+                run(Singles<1, Value>{});
         }
     }
 }
 
 template <class Value, class Element>
 void multiply(const SparseRows& w, void* y, const void* x, int64_t tokens, int64_t stride, const Epilogue& epilogue,
-              int threads) {
+              bool pairs, int threads) {
     const Tokens<Element> ends{static_cast<const Element*>(x), static_cast<Element*>(y), tokens, stride};
     const int64_t worth = std::max<int64_t>(1, Line(w, tokens).work() / kThreadWork);
     const int used = static_cast<int>(std::min<int64_t>(threads, worth));
     if (tokens == 1)
         multiply_one<Value>(w, ends, epilogue, used);
     else
-        multiply_many<Value>(w, ends, epilogue, used);
+        multiply_many<Value>(w, ends, epilogue, pairs, used);
 }
 
 template <class Element>
 void by_value(const SparseRows& w, void* y, const void* x, int64_t tokens, int64_t stride, const Epilogue& epilogue,
-              int threads) {
+              bool pairs, int threads) {
     switch (w.type) {
         case ValueType::bfloat16:
-            return multiply<BFloat16, Element>(w, y, x, tokens, stride, epilogue, threads);
+            return multiply<BFloat16, Element>(w, y, x, tokens, stride, epilogue, pairs, threads);
         case ValueType::float16:
-            return multiply<Float16, Element>(w, y, x, tokens, stride, epilogue, threads);
+            return multiply<Float16, Element>(w, y, x, tokens, stride, epilogue, pairs, threads);
         case ValueType::int8:
-            return multiply<int8_t, Element>(w, y, x, tokens, stride, epilogue, threads);
+            return multiply<int8_t, Element>(w, y, x, tokens, stride, epilogue, pairs, threads);
         default:
-            return multiply<float, Element>(w, y, x, tokens, stride, epilogue, threads);
+            return multiply<float, Element>(w, y, x, tokens, stride, epilogue, pairs, threads);
     }
 }
+
+#if defined(__AVX512BF16__)
+constexpr bool kMultipliesPairs = true;
+#else
+constexpr bool kMultipliesPairs = false;
+#endif
 
 }  // namespace
 
 void spmm(void* y, const void* x, ElementType type, int64_t tokens, int64_t stride, const SparseRows& w,
-          const float* scale, const float* bias, Activation activation, int threads) {
+          const float* scale, const float* bias, Activation activation, bool pairs, int threads) {
     if (tokens == 0 || w.out == 0) return;
     const Epilogue epilogue{scale, bias, activation};
+    pairs = pairs || kMultipliesPairs;
     switch (type) {
         case ElementType::bfloat16:
-            return by_value<BFloat16>(w, y, x, tokens, stride, epilogue, threads);
+            return by_value<BFloat16>(w, y, x, tokens, stride, epilogue, pairs, threads);
         case ElementType::float16:
-            return by_value<Float16>(w, y, x, tokens, stride, epilogue, threads);
+            return by_value<Float16>(w, y, x, tokens, stride, epilogue, pairs, threads);
         default:
-            return by_value<float>(w, y, x, tokens, stride, epilogue, threads);
+            return by_value<float>(w, y, x, tokens, stride, epilogue, pairs, threads);
     }
 }
 

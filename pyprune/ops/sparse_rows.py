@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arrangement "rows" that the CPU kernel of :func:`pyprune.ops.spmm` multiplies by, made from any stored format.
 
-``csrc/common/sparse_rows_view.h`` describes it. Its ``geometry`` is ``(columns of a tile, rows of a panel)``; ``columns``
-and ``lengths`` are uint16 numbers below 32768, held as int16.
+``csrc/common/sparse_rows_view.h`` describes it. Its ``geometry`` is ``(columns of a tile, rows of a panel)``;
+``columns`` and ``lengths`` are uint16 numbers below 32768, held as int16.
 """
 
 from __future__ import annotations
@@ -65,11 +65,12 @@ def places(
     device = parts["values"].device
     lengths = parts["lengths"].long()
     longer = lengths.reshape(-1, panel // 2, 2)[..., 0]
-    pairs = parts["starts"][:-1, None] + 2 * (longer.cumsum(1) - longer)
-    first = (pairs[..., None] + torch.arange(2, device=device)).flatten()
+    stored = (longer + 1).div(2, rounding_mode="floor") * 4  # in quads: two of one row, two of the other
+    pairs = parts["starts"][:-1, None] + stored.cumsum(1) - stored
+    first = (pairs[..., None] + torch.tensor([0, 2], device=device)).flatten()
     segment = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
     step = torch.arange(len(segment), device=device) - (lengths.cumsum(0) - lengths)[segment]
-    index = first[segment] + 2 * step
+    index = first[segment] + step.div(2, rounding_mode="floor") * 4 + step % 2
     cell = segment.div(panel, rounding_mode="floor")
     tiles = max(1, -(-shape[1] // tile))
     row = cell.div(tiles, rounding_mode="floor") * panel + parts["rows"].long()[segment]
@@ -87,11 +88,11 @@ def pointers(
         The parts do not belong together.
     """
     out, columns = shape
-    values, places, rows, lengths, starts = (parts[name] for name in PARTS)
+    values, places, rows, lengths, starts = [parts[name] for name in PARTS]
     tile, panel = geometry
-    cells = -(-out // panel) * max(1, -(-columns // max(1, tile)))
+    count, cells = values.numel(), -(-out // panel) * max(1, -(-columns // max(1, tile)))
     sizes = (places.numel(), rows.numel(), lengths.numel(), starts.numel())
-    if sizes != (values.numel(), cells * panel, cells * panel, cells + 1):
+    if sizes != (count, cells * panel, cells * panel, cells + 1):
         raise InputError("the parts of a prepared weight do not fit its shape", seen=f"{list(shape)} and {sizes}")
     return (
         out,
@@ -99,7 +100,7 @@ def pointers(
         tile,
         values.data_ptr(),
         VALUE_TYPE[values.dtype],
-        values.numel(),
+        count,
         places.data_ptr(),
         rows.data_ptr(),
         lengths.data_ptr(),

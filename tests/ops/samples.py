@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from pyprune.ops import compress
+
 
 def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict[str, tuple[Any, ...]]:
     """One call of each op. ``columns`` must be a multiple of 4, ``rows`` of 3 and at most ``columns``."""
@@ -24,6 +26,7 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
     basis = torch.randn(2, columns, generator=generator)
     ends = [*range(128, columns, 128), columns]
     prune = torch.tensor([0] + [rows * end // 2 for end in ends]).diff()
+    sparse = compress(single, mask, dtype=torch.int8)
     return {
         "gram": (torch.zeros(columns, columns, dtype=torch.float64), x, keep),
         "cross_gram": (torch.zeros(rows, columns), y, x, None),
@@ -39,6 +42,7 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
         "obs": (inverse, weight, torch.full((rows,), half), half, 0, 0, True),
         "sparsegpt": (weight, factor, None, prune, False, 0, 0, 128),
         "swap": (gram, weight, mask, torch.zeros(rows, dtype=torch.float64), 9, 0, None, inverse, True),
+        "spmm": (x, [sparse.parts["bits"], sparse.values], sparse.scale, y[0], "bitmask", rows, [1, 1], "gelu"),
         "block_obs": (inverse, weight, torch.full((rows // 3,), half // 2), half // 2, 3, 2),
     }
 
