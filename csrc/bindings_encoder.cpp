@@ -28,6 +28,7 @@ LayerLinear linear(const LinearArguments& arguments, int64_t out, int64_t in) {
     if (dense == 0) {
         made.sparse = sparse_rows(rows);
         require(made.sparse.out == out && made.sparse.in == in, "a weight has the wrong shape");
+        require(made.sparse.type != pyprune::ValueType::int8, "a weight has values without their scales");
         return made;
     }
     made.sparse.out = out, made.sparse.in = in;

@@ -34,7 +34,7 @@ from pyprune.version import __version__
 if TYPE_CHECKING:
     from pyprune.methods import prune, prune_streaming
     from pyprune.result import PruneResult, load
-    from pyprune.sparse import optimize
+    from pyprune.sparse.optimize import optimize
 
 # Whole-model names need transformers; they are imported when first used, so that the solver alone stays light.
 _LAZY = {

@@ -57,21 +57,20 @@ struct AddTo {
         }
     }
 };
-template <FeedForward kind>
 struct Activate {
     float* out;
     const float* bias;
+    FeedForward kind;
 
     template <int count>
     void operator()(int64_t row, int first, const TokenVector (&sum)[count]) const {
         const TokenVector shift = S::broadcast(bias[row]);
-        for (int v = 0; v < count; ++v) {
-            TokenVector value = sum[v] + shift;
-            if constexpr (kind == FeedForward::gelu) value = gelu(value);
-            if constexpr (kind == FeedForward::gelu_tanh) value = gelu_tanh(value);
-            if constexpr (kind == FeedForward::relu) value = at_least(value, 0.0f);
-            S::store(out + row * kBlockTokens + (first + v) * kTokenLanes, value);
-        }
+        for (int v = 0; v < count; ++v)
+            S::store(out + row * kBlockTokens + (first + v) * kTokenLanes, activated(sum[v] + shift));
+    }
+    TokenVector activated(TokenVector value) const {
+        if (kind == FeedForward::gelu) return gelu(value);
+        return kind == FeedForward::relu ? at_least(value, 0.0f) : gelu_tanh(value);
     }
 };
 
@@ -100,6 +99,10 @@ void product_units(const LayerLinear& linear, const float* x, int vectors, float
     const SparseRows& sparse = linear.sparse;
     if (linear.dense != nullptr)
         dense_rows(linear.dense, sparse.out, sparse.in, x, vectors, first, last, finish);
+    else if (sparse.type == ValueType::bfloat16)
+        sparse_units<BFloat16>(sparse, x, sums, first, last, finish);
+    else if (sparse.type == ValueType::float16)
+        sparse_units<Float16>(sparse, x, sums, first, last, finish);
     else
         sparse_units<float>(sparse, x, sums, first, last, finish);
 }
@@ -276,16 +279,8 @@ class Encoder {
                    shape_.eps);
     }
     void widen(const EncoderLayer& layer, int64_t block, int64_t first, int64_t last) {
-        const auto with = [&](auto finish) {
-            product_units(layer.up, x(block), vectors(block), work(), first, last, finish);
-        };
-        float* const out = inner(layer, block);
-        if (shape_.activation == FeedForward::gelu)
-            with(Activate<FeedForward::gelu>{out, layer.up_bias});
-        else if (shape_.activation == FeedForward::gelu_tanh)
-            with(Activate<FeedForward::gelu_tanh>{out, layer.up_bias});
-        else
-            with(Activate<FeedForward::relu>{out, layer.up_bias});
+        product_units(layer.up, x(block), vectors(block), work(), first, last,
+                      Activate{inner(layer, block), layer.up_bias, shape_.activation});
     }
     void narrow(const EncoderLayer& layer, int64_t block, int64_t first, int64_t last) {
         product_units(layer.down, inner(layer, block), vectors(block), work(), first, last,

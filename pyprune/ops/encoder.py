@@ -54,7 +54,7 @@ def arrange(weight: SparseWeight) -> SparseWeight:
         return weight
     values = weight.to_dense(torch.float32)
     padded = torch.nn.functional.pad(values, (0, 0, 0, -values.shape[0] % DENSE_ROWS))
-    tiles = padded.unflatten(0, (-1, DENSE_ROWS)).transpose(1, 2).contiguous()
+    tiles = padded.reshape(len(padded) // DENSE_ROWS, DENSE_ROWS, values.shape[1]).transpose(1, 2).contiguous()
     return SparseWeight(weight.shape, "tiles", {"values": tiles})
 
 
@@ -105,9 +105,7 @@ def encoder(
     if activation not in ACTIVATIONS:
         raise InputError(f"encoder: unknown activation {activation!r}", hint=", ".join(ACTIVATIONS))
     if keep is not None and (keep.dtype != torch.bool or keep.shape != hidden.shape[:2]):
-        raise InputError(
-            "encoder: keep must be bool [sequences, length]", seen=f"{keep.dtype} {list(keep.shape)}"
-        )
+        raise InputError("encoder: keep must be bool [sequences, length]", seen=f"{keep.dtype} {list(keep.shape)}")
     library.reject_autograd("encoder", hidden)
     library.check_same_device("encoder", hidden, keep)
     parts, formats, sizes = [], [], []
@@ -119,7 +117,18 @@ def encoder(
             formats.append(weight.format)
             sizes += [*weight.shape, *weight.geometry]
     vectors = [layer.vectors for layer in layers]
-    result: Tensor = run(hidden, keep, parts, formats, sizes, vectors, head, activation, eps)
+    return run(hidden, keep, parts, formats, sizes, vectors, head, activation, eps)
+
+
+def run(hidden: Tensor, *rest: Any) -> Tensor:
+    """The op itself, unchecked; its arguments are those of :func:`encoder_reference`.
+
+    The way through torch's dispatcher takes some microseconds a tensor, as long as a layer of one short sentence.
+    """
+    plain = type(hidden) is Tensor and not torch.compiler.is_compiling() and hidden.device.type == "cpu"
+    if plain and backends.choose("encoder", "cpu").backend == "cpp":
+        return _encoder_cpp(hidden, *rest)
+    result: Tensor = _encoder(hidden, *rest)
     return result
 
 
@@ -162,9 +171,9 @@ def encoder_reference(
     for index, vector in enumerate(vectors):
         project, output, up, down = weights[4 * index : 4 * index + 4]
         widths = [len(project), features, features, features, len(up), features, features, features]
-        b_project, b_output, gain, shift, b_up, b_down, end_gain, end_shift = vector.double().split(widths)
+        b_project, b_output, gain, shift, b_up, b_down, end_gain, end_shift = torch.split(vector.double(), widths)
         q, k, v = (
-            part.unflatten(-1, (-1, head)).transpose(1, 2)
+            part.reshape(*part.shape[:2], -1, head).transpose(1, 2)
             for part in torch.nn.functional.linear(x, project, b_project).chunk(3, -1)
         )
         scores = (q @ k.transpose(2, 3)) / head**0.5
@@ -252,7 +261,7 @@ def _fake(hidden: Tensor, *rest: Any) -> Tensor:
     return hidden.new_empty(hidden.shape)
 
 
-run = library.register(
+_encoder = library.register(
     "encoder(Tensor hidden, Tensor? keep, Tensor[] parts, str[] formats, int[] sizes, Tensor[] vectors, int head, "
     "str activation, float eps) -> Tensor",
     fake=_fake,

@@ -81,6 +81,10 @@ def optimize(model: nn.Module, *, format: str = "auto") -> nn.Module:
     place = adapter.path.partition(".")[0]
     if isinstance(getattr(base, place), PackedEncoder):
         return model
+    for module in adapter.embedding_modules(model):
+        for name, parameter in module.named_parameters():
+            if parameter.dtype != torch.float32:
+                raise InputError(f"optimize: {name} is not in float32", seen=str(parameter.dtype), hint="model.float()")
     setattr(base, place, _packed(model, adapter, format))
     return model.eval().requires_grad_(False)
 
@@ -128,7 +132,7 @@ class PackedEncoder(nn.Module):
         mask = asked.pop("attn_mask", attention_mask)
         self._check(hidden, asked)
         buffers = self._buffers
-        result: Tensor = run(
+        result = run(
             hidden,
             kept_tokens(mask, hidden),
             [buffers[name] for name in self._parts],
@@ -227,17 +231,19 @@ def _packed(model: nn.Module, adapter: Adapter, format: str) -> PackedEncoder:
 
 
 def _layer(block: nn.Module, adapter: Adapter, norms: list[nn.Module], format: str) -> EncoderLayer:
-    weights, vectors = [], []
+    weights: list[SparseWeight] = []
+    vectors: list[Any] = []
     for group in adapter.groups:
         pairs = [_weight(block.get_submodule(name), name) for name in group]
         dense = torch.cat([weight for weight, _ in pairs])
         weights.append(_arranged(dense, format))
         for weight, bias in pairs:
             vectors.append(weight.new_zeros(len(weight)) if bias is None else bias)
-    gains = [(norm.weight, norm.bias) for norm in norms]
     # Biases of query, key, value and output come before the first norm, those of the wide half before the second.
-    vectors = [*vectors[:4], *gains[0], *vectors[4:], *gains[1]]
-    return EncoderLayer(*weights, torch.cat([vector.detach().float() for vector in vectors]))
+    first, second = ([norm.weight, norm.bias] for norm in norms)
+    vectors = [*vectors[:4], *first, *vectors[4:], *second]
+    project, output, up, down = weights
+    return EncoderLayer(project, output, up, down, torch.cat([vector.detach().float() for vector in vectors]))
 
 
 def _weight(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
@@ -256,7 +262,5 @@ def _weight(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _arranged(weight: Tensor, format: str) -> SparseWeight:
-    dense = format == "dense" or (
-        format == "auto" and int(torch.count_nonzero(weight)) > SPARSE_BELOW * weight.numel()
-    )
+    dense = format == "dense" or (format == "auto" and int(torch.count_nonzero(weight)) > SPARSE_BELOW * weight.numel())
     return arrange(compress(weight, format="dense")) if dense else prepare(compress(weight))

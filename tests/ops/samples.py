@@ -36,6 +36,20 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
         "rescale": (gram, weight[0].clone(), 0.1, 0.2, True),
         "admm_step": (state, previous, mask, single, gram.float() / (12.5 * columns), 1.5, 0.1),
         "masked_cg": (gram.float(), single, mask, single, 3, 0.0, None, basis, single),
+        "encoder": (
+            x.reshape(2, -1, columns),
+            keep.reshape(2, -1),
+            [
+                torch.randn(-(-out // 6), inputs, 6, generator=generator)
+                for out, inputs in ((3 * columns, columns), (columns, columns), (9, columns), (columns, 9))
+            ],
+            ["tiles"] * 4,
+            [3 * columns, columns, 1, 1, columns, columns, 1, 1, 9, columns, 1, 1, columns, 9, 1, 1],
+            [torch.randn(9 * columns + 9, generator=generator)],
+            columns // 4,
+            "gelu",
+            1e-5,
+        ),
         "select": (weight, half - 1, True),
         "nm": (weight, 2, 4),
         "masked_lstsq": (gram, weight, mask, 1e-14),
