@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from pyprune import ops
-from pyprune.ops.encoder import arrange
+from pyprune.ops.encoder import EncoderLayer, arrange
 
 LAYERS = 2
 # hidden, inner, head: MiniLM and BERT base.
@@ -50,13 +50,13 @@ def random_weights(hidden: int, inner: int, kept: float, seed: int) -> list[Tens
     return made
 
 
-def arranged(weights: list[Tensor], kept: float) -> ops.EncoderLayer:
+def arranged(weights: list[Tensor], kept: float) -> EncoderLayer:
     packed = [ops.prepare(ops.compress(w, format="dense" if kept == 1 else "bitmask")) for w in weights]
     hidden, inner = weights[3].shape
     vectors = torch.zeros(9 * hidden + inner)
     vectors[4 * hidden : 5 * hidden] = 1.0
     vectors[-2 * hidden : -hidden] = 1.0
-    return ops.EncoderLayer(*map(arrange, packed), vectors)
+    return EncoderLayer(*map(arrange, packed), vectors)
 
 
 def measure(
@@ -64,7 +64,7 @@ def measure(
     case: dict[str, object],
     hidden: Tensor,
     weights: list[list[Tensor]],
-    layers: list[ops.EncoderLayer],
+    layers: list[EncoderLayer],
     head: int,
     rounds: int,
 ) -> None:

@@ -8,7 +8,7 @@ from pyprune.ops.admm_step import admm_step
 from pyprune.ops.block_obs import block_obs
 from pyprune.ops.cholesky import cholesky
 from pyprune.ops.cross_gram import cross_gram
-from pyprune.ops.encoder import EncoderLayer, encoder
+from pyprune.ops.encoder import encoder
 from pyprune.ops.gram import gram
 from pyprune.ops.masked_cg import masked_cg
 from pyprune.ops.masked_lstsq import masked_lstsq
@@ -24,7 +24,6 @@ from pyprune.ops.swap import swap
 from pyprune.ops.symmetrise import symmetrise
 
 __all__ = [
-    "EncoderLayer",
     "SparseWeight",
     "admm_step",
     "block_obs",

@@ -97,6 +97,19 @@ def encoder(
     Notes
     -----
     Compiled for the CPU. A sequence has the same bits whatever else is in the batch, and for any number of threads.
+
+    Examples
+    --------
+    Without weights a layer is its two norms:
+
+    >>> project, output, up, down = (
+    ...     arrange(sparse_weight.compress(torch.zeros(shape), format="dense")) for shape in ((12, 4), (4, 4), (2, 4), (4, 2))
+    ... )
+    >>> gain = torch.ones(4)
+    >>> vectors = torch.cat([torch.zeros(16), gain, torch.zeros(10), gain, torch.zeros(4)])
+    >>> layer = EncoderLayer(project, output, up, down, vectors)
+    >>> encoder(torch.tensor([[[1.0, 1.0, 3.0, 3.0]]]), [layer], head=2)
+    tensor([[[-1., -1.,  1.,  1.]]])
     """
     if hidden.dim() != 3 or hidden.dtype != torch.float32:
         raise InputError(
@@ -173,7 +186,7 @@ def encoder_reference(
         widths = [len(project), features, features, features, len(up), features, features, features]
         b_project, b_output, gain, shift, b_up, b_down, end_gain, end_shift = torch.split(vector.double(), widths)
         q, k, v = (
-            part.reshape(*part.shape[:2], -1, head).transpose(1, 2)
+            part.reshape(*part.shape[:2], len(project) // (3 * head), head).transpose(1, 2)
             for part in torch.nn.functional.linear(x, project, b_project).chunk(3, -1)
         )
         scores = (q @ k.transpose(2, 3)) / head**0.5

@@ -35,7 +35,8 @@ def optimize(model: nn.Module, *, format: str = "auto") -> nn.Module:
 
     The stack of layers is replaced by one :class:`PackedEncoder`: padding is left out, zeros of the weights are neither
     stored nor multiplied, and activations stay in one layout from the first layer to the last. Embeddings, pooler and
-    heads stay as they are. Outputs at real tokens equal those before to about 1e-5; at padding they are zero.
+    heads stay as they are. Outputs at real tokens equal those before to about 1e-5; at padding they are zero (so that a
+    head that reads the first token needs its padding at the end).
 
     Parameters
     ----------

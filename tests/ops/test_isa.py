@@ -23,7 +23,7 @@ from pyprune.ops.block_obs import block_obs_reference
 from pyprune.ops.sparsegpt import sparsegpt_reference
 from pyprune.ops.masked_lstsq import masked_lstsq_reference
 from pyprune.ops.swap import swap_reference
-from pyprune.ops.encoder import LINEARS, PARTS, arrange, encoder_reference
+from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, encoder_reference
 g = torch.Generator().manual_seed(5)
 worst = dict.fromkeys(
     ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap",
@@ -77,7 +77,7 @@ for hidden, inner, width, head in ((1, 1, 1, 1), (17, 35, 21, 7), (64, 130, 64, 
         shapes = ((3 * width, hidden), (hidden, width), (inner, hidden), (hidden, inner))
         weights = [ops.compress(torch.randn(*shape, generator=g) / shape[1] ** 0.5, format=format) for shape in shapes]
         vectors = torch.randn(3 * width + inner + 6 * hidden, generator=g)
-        layer = ops.EncoderLayer(*map(arrange, map(ops.prepare, weights)), vectors)
+        layer = EncoderLayer(*map(arrange, map(ops.prepare, weights)), vectors)
         x, keep = torch.randn(5, 71, hidden, generator=g), torch.rand(5, 71, generator=g) < 0.5
         parts = [getattr(layer, name).parts[part] for name in LINEARS for part in PARTS[getattr(layer, name).format]]
         sizes = [size for name in LINEARS for size in (*getattr(layer, name).shape, *getattr(layer, name).geometry)]
