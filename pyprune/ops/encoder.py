@@ -102,12 +102,11 @@ def encoder(
     --------
     Without weights a layer is its two norms:
 
-    >>> project, output, up, down = (
-    ...     arrange(sparse_weight.compress(torch.zeros(shape), format="dense")) for shape in ((12, 4), (4, 4), (2, 4), (4, 2))
-    ... )
+    >>> shapes = ((12, 4), (4, 4), (2, 4), (4, 2))
+    >>> weights = [arrange(sparse_weight.compress(torch.zeros(shape), format="dense")) for shape in shapes]
     >>> gain = torch.ones(4)
     >>> vectors = torch.cat([torch.zeros(16), gain, torch.zeros(10), gain, torch.zeros(4)])
-    >>> layer = EncoderLayer(project, output, up, down, vectors)
+    >>> layer = EncoderLayer(*weights, vectors)
     >>> encoder(torch.tensor([[[1.0, 1.0, 3.0, 3.0]]]), [layer], head=2)
     tensor([[[-1., -1.,  1.,  1.]]])
     """
