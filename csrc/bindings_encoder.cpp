@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The binding of `encoder`: the weights of a stack of layers as nested tuples of pointers and sizes.
+// The binding of `encoder`: the weights of a stack of layers, made once from nested tuples of pointers and sizes.
 #include "bindings_encoder.h"
 
 #include "bindings_checks.h"
@@ -67,25 +67,40 @@ pyprune::EncoderLayer layer(const LayerArguments& arguments, int64_t hidden, int
     return made;
 }
 
-void encoder(uintptr_t out, uintptr_t hidden, uintptr_t keep, int64_t sequences, int64_t length, int64_t features,
-             int64_t head, double eps, int activation, const std::vector<LayerArguments>& layers, int threads) {
-    const int64_t all = area(area(sequences, length), features);
-    require(features >= 1 && head >= 1, "sizes must be at least 1");
+// A stack of layers, checked once. It holds pointers, no tensors: they must stay where they are.
+struct Layers {
+    int64_t hidden, head;
+    std::vector<pyprune::EncoderLayer> all;
+
+    Layers(const std::vector<LayerArguments>& arguments, int64_t hidden_, int64_t head_)
+        : hidden(hidden_), head(head_) {
+        require(hidden >= 1 && head >= 1, "sizes must be at least 1");
+        for (const auto& one : arguments) all.push_back(layer(one, hidden, head));
+    }
+};
+
+void encoder(uintptr_t out, uintptr_t hidden, uintptr_t keep, int64_t sequences, int64_t length, const Layers& layers,
+             double eps, int activation, int threads) {
+    const int64_t all = area(area(sequences, length), layers.hidden);
     require(activation >= 0 && activation <= 2, "unknown activation");
     check_threads(threads);
-    std::vector<pyprune::EncoderLayer> made;
-    for (const auto& arguments : layers) made.push_back(layer(arguments, features, head));
-    const pyprune::EncoderShape shape{
-        sequences, length, features, head, static_cast<float>(eps), static_cast<pyprune::FeedForward>(activation)};
+    const pyprune::EncoderShape shape{sequences,
+                                      length,
+                                      layers.hidden,
+                                      layers.head,
+                                      static_cast<float>(eps),
+                                      static_cast<pyprune::FeedForward>(activation)};
     const auto& run = pyprune::kernels();
     py::gil_scoped_release release;
     run.encoder(pointer<float>(out, all, "out"), pointer<const float>(hidden, all, "hidden"),
-                reinterpret_cast<const uint8_t*>(keep), shape, made.data(), static_cast<int64_t>(made.size()), threads);
+                reinterpret_cast<const uint8_t*>(keep), shape, layers.all.data(),
+                static_cast<int64_t>(layers.all.size()), threads);
 }
 
 }  // namespace
 
 void bind_encoder(py::module_& module) {
+    py::class_<Layers>(module, "EncoderLayers").def(py::init<const std::vector<LayerArguments>&, int64_t, int64_t>());
     module.def("encoder", &encoder);
     module.attr("dense_rows") = pyprune::kDenseRows;
 }

@@ -89,27 +89,30 @@ class Attention {
                 for (auto& line : sum)
                     for (int v = 0; v < kGroupVectors; ++v) line[v] = foreign_[v];
                 accumulate<1, kBlockTokens>(sum, left + row, query_, kGroupTokens, from_.head);
-                for (int r = 0; r < rows; ++r)
-                    for (int v = 0; v < kGroupVectors; ++v) {
-                        largest[v] = larger(largest[v], sum[r][v]);
+                for (int v = 0; v < kGroupVectors; ++v) {
+                    TokenVector top = sum[0][v];
+                    for (int r = 1; r < rows; ++r) top = larger(top, sum[r][v]);
+                    largest[v] = larger(largest[v], top);
+                    for (int r = 0; r < rows; ++r)
                         S::store(score_ + (key + row + r) * kGroupTokens + v * kTokenLanes, sum[r][v]);
-                    }
+                }
             });
             key += run;
         }
         TokenVector shrink[kGroupVectors];
         for (int v = 0; v < kGroupVectors; ++v) {
-            shrink[v] = power_of_two(largest_[v] - largest[v]);
-            largest_[v] = largest[v];
-            total_[v] = total_[v] * shrink[v];
-        }
-        for (int64_t key = 0; key < count; ++key)
-            for (int v = 0; v < kGroupVectors; ++v) {
-                float* const place = score_ + key * kGroupTokens + v * kTokenLanes;
-                const TokenVector power = power_of_two(S::load(place) - largest[v]);
-                total_[v] += power;
+            const TokenVector top = largest[v];
+            shrink[v] = power_of_two(largest_[v] - top);
+            largest_[v] = top;
+            TokenVector total = total_[v] * shrink[v];
+            float* place = score_ + v * kTokenLanes;
+            for (int64_t key = 0; key < count; ++key, place += kGroupTokens) {
+                const TokenVector power = power_of_two(S::load(place) - top);
+                total += power;
                 S::store(place, power);
             }
+            total_[v] = total;
+        }
         in_tiles<kGroupRows>(from_.head, [&](int64_t row, auto rows) {
             TokenVector sum[rows][kGroupVectors];
             float* const result = result_ + row * kGroupTokens;

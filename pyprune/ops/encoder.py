@@ -129,18 +129,49 @@ def encoder(
             formats.append(weight.format)
             sizes += [*weight.shape, *weight.geometry]
     vectors = [layer.vectors for layer in layers]
-    return run(hidden, keep, parts, formats, sizes, vectors, head, activation, eps)
+    return run(Places(), hidden, keep, parts, formats, sizes, vectors, head, activation, eps)
 
 
-def run(hidden: Tensor, *rest: Any) -> Tensor:
+class Places:
+    """Where the weights of a stack lie, as the compiled kernel takes it: made again only when a tensor has moved.
+
+    A copy, and what was pickled, starts anew.
+    """
+
+    def __init__(self) -> None:
+        self._addresses: list[int] = []
+        self._layers: Any = None
+
+    def __reduce__(self) -> tuple[type[Places], tuple[()]]:
+        return Places, ()
+
+    def layers(
+        self,
+        parts: Sequence[Tensor],
+        formats: Sequence[str],
+        sizes: Sequence[int],
+        vectors: Sequence[Tensor],
+        hidden: int,
+        head: int,
+    ) -> Any:
+        """``EncoderLayers`` of the extension; the tensors must outlive its use."""
+        addresses = [tensor.data_ptr() for tensor in (*parts, *vectors)]
+        if self._layers is None or addresses != self._addresses:
+            arguments = _layer_arguments(parts, formats, sizes, vectors)
+            self._layers = backends.extension().EncoderLayers(arguments, hidden, head)
+            self._addresses = addresses
+        return self._layers
+
+
+def run(places: Places, hidden: Tensor, keep: Tensor | None, *rest: Any) -> Tensor:
     """The op itself, unchecked; its arguments are those of :func:`encoder_reference`.
 
     The way through torch's dispatcher takes some microseconds a tensor, as long as a layer of one short sentence.
     """
     plain = type(hidden) is Tensor and not torch.compiler.is_compiling() and hidden.device.type == "cpu"
     if plain and backends.choose("encoder", "cpu").backend == "cpp":
-        return _encoder_cpp(hidden, *rest)
-    result: Tensor = _encoder(hidden, *rest)
+        return _encode(places, hidden, keep, *rest)
+    result: Tensor = _encoder(hidden, keep, *rest)
     return result
 
 
@@ -221,7 +252,12 @@ def _dense(parts: Sequence[Tensor], formats: Sequence[str], sizes: Sequence[int]
 
 
 @backends.implements("encoder", "cpp")
-def _encoder_cpp(
+def _encoder_cpp(hidden: Tensor, keep: Tensor | None, *rest: Any) -> Tensor:
+    return _encode(Places(), hidden, keep, *rest)
+
+
+def _encode(
+    places: Places,
     hidden: Tensor,
     keep: Tensor | None,
     parts: Sequence[Tensor],
@@ -235,27 +271,33 @@ def _encoder_cpp(
     hidden = hidden.contiguous()
     keep = None if keep is None else keep.contiguous()
     out = library.empty(*hidden.shape, dtype=torch.float32)
+    backends.extension().encoder(
+        out.data_ptr(),
+        hidden.data_ptr(),
+        0 if keep is None else keep.data_ptr(),
+        hidden.shape[0],
+        hidden.shape[1],
+        places.layers(parts, formats, sizes, vectors, hidden.shape[2], head),
+        eps,
+        ACTIVATIONS.index(activation),
+        backends.threads(),
+    )
+    return out
+
+
+def _layer_arguments(
+    parts: Sequence[Tensor], formats: Sequence[str], sizes: Sequence[int], vectors: Sequence[Tensor]
+) -> list[tuple[Any, ...]]:
     layers, taken = [], 0
     for index, vector in enumerate(vectors):
         linears = []
         for place in range(4 * index, 4 * index + 4):
             count = len(PARTS[formats[place]])
-            own, (out_, columns, *geometry) = parts[taken : taken + count], sizes[4 * place : 4 * place + 4]
-            linears.append(_pointers(formats[place], own, (out_, columns), (geometry[0], geometry[1])))
+            own, (out, columns, *geometry) = parts[taken : taken + count], sizes[4 * place : 4 * place + 4]
+            linears.append(_pointers(formats[place], own, (out, columns), (geometry[0], geometry[1])))
             taken += count
         layers.append((sizes[16 * index + 5], sizes[16 * index + 13], linears, vector.data_ptr(), vector.numel()))
-    backends.extension().encoder(
-        out.data_ptr(),
-        hidden.data_ptr(),
-        0 if keep is None else keep.data_ptr(),
-        *hidden.shape,
-        head,
-        eps,
-        ACTIVATIONS.index(activation),
-        layers,
-        backends.threads(),
-    )
-    return out
+    return layers
 
 
 def _pointers(

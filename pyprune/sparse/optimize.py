@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyprune.errors import InputError
 from pyprune.models import Adapter, adapter_for
 from pyprune.ops import compress, library, prepare
-from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, check_layer, run
+from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, Places, arrange, check_layer, run
 from pyprune.ops.sparse_weight import SparseWeight
 
 FORMATS = ("auto", "sparse", "dense")
@@ -112,6 +112,7 @@ class PackedEncoder(nn.Module):
     def __init__(self, layers: list[EncoderLayer], config: Any, *, head: int, activation: str, eps: float) -> None:
         super().__init__()
         self.config, self.head, self.activation, self.eps = config, head, activation, eps
+        self._places = Places()
         self._formats: list[str] = []
         self._sizes: list[int] = []
         self._parts: list[str] = []
@@ -134,6 +135,7 @@ class PackedEncoder(nn.Module):
         self._check(hidden, asked)
         buffers = self._buffers
         result = run(
+            self._places,
             hidden,
             kept_tokens(mask, hidden),
             [buffers[name] for name in self._parts],
