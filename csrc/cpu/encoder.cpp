@@ -30,8 +30,12 @@ namespace {
 
 using S = Simd<float>;
 
-// Floats that a thread needs for a sparse product.
-constexpr int64_t kProductWork = kChunkPanels * kPanelRows * kBlockTokens;
+// Panels of a sparse product taken at a time: their sums share the second-level cache with all that a block has there.
+// 32 at a time cost a layer 8 % on a Zen 3, 4 at a time 5 %.
+constexpr int64_t kPanelsAtOnce = 8;
+static_assert(kPanelsAtOnce <= kChunkPanels, "a chunk of panels must hold them");
+// Floats that a thread needs for that.
+constexpr int64_t kProductWork = kPanelsAtOnce * kPanelRows * kBlockTokens;
 
 // What becomes of the sums of a row: called with consecutive vectors of the block.
 struct Store {
@@ -82,15 +86,17 @@ int64_t units(const LayerLinear& linear) {
 template <class Value, class Finish>
 void sparse_units(const SparseRows& sparse, const float* x, float* sums, int64_t first, int64_t last,
                   const Finish& finish) {
-    multiply_block<kBlockVectors, Value>(
-        sparse, first, last, sums, [&](int64_t tile) { return x + tile * sparse.tile * kBlockTokens; },
-        [&](int64_t panel, const float* own) {
-            for (int64_t row = 0; row < sparse.panel_rows(panel); ++row) {
-                TokenVector sum[kBlockVectors];
-                for (int v = 0; v < kBlockVectors; ++v) sum[v] = S::load(own + row * kBlockTokens + v * kTokenLanes);
-                finish(panel * kPanelRows + row, 0, sum);
-            }
-        });
+    const auto locate = [&](int64_t tile) { return x + tile * sparse.tile * kBlockTokens; };
+    const auto each_row = [&](int64_t panel, const float* own) {
+        for (int64_t row = 0; row < sparse.panel_rows(panel); ++row) {
+            TokenVector sum[kBlockVectors];
+            for (int v = 0; v < kBlockVectors; ++v) sum[v] = S::load(own + row * kBlockTokens + v * kTokenLanes);
+            finish(panel * kPanelRows + row, 0, sum);
+        }
+    };
+    for (; first < last; first += kPanelsAtOnce)
+        multiply_block<kBlockVectors, Value>(sparse, first, std::min(last, first + kPanelsAtOnce), sums, locate,
+                                             each_row);
 }
 
 template <class Finish>
