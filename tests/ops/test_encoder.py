@@ -5,9 +5,9 @@ import pytest
 import torch
 from tolerances import ENCODER, relative
 
-from pyprune import ops
+from pyprune import backends, ops
 from pyprune.errors import InputError
-from pyprune.ops.encoder import ACTIVATIONS, LINEARS, PARTS, EncoderLayer, arrange, encoder_reference
+from pyprune.ops.encoder import ACTIVATIONS, DENSE_ROWS, LINEARS, PARTS, EncoderLayer, arrange, encoder_reference
 
 # sequences, length, hidden, inner, width, head: one token; nothing a multiple of anything; short sequences, many in a
 # block; sequences over several blocks and more keys than are taken at once; heads of 32, 64 and odd sizes.
@@ -51,6 +51,10 @@ def error(hidden, layers, keep=None, *, head, activation="gelu", eps=1e-12):
     got = ops.encoder(hidden, layers, keep, head=head, activation=activation, eps=eps)
     wanted = encoder_reference(*arguments(hidden, layers, keep, head, activation, eps))
     return relative(got, wanted)
+
+
+def test_one_height_of_tiles():
+    assert backends.extension().dense_rows == DENSE_ROWS
 
 
 @pytest.mark.parametrize("format", ["dense", "sparse"])
@@ -105,7 +109,7 @@ def test_a_sequence_depends_on_nothing_else(generator, monkeypatch):
     keep = torch.rand(4, 170, generator=generator) < 0.5
     keep[2] = False
     keep[2, 13:163] = True
-    for threads in ("1", "2", "3"):
+    for threads in ("1", "2", "3", "40"):
         monkeypatch.setenv("PYPRUNE_NUM_THREADS", threads)
         assert torch.equal(ops.encoder(alone, layers, head=8), wanted)
         assert torch.equal(ops.encoder(among, layers, keep, head=8)[2:3, 13:163], wanted)
