@@ -113,9 +113,7 @@ def shape_of(text: str) -> tuple[int, int]:
     return int(out), int(columns)
 
 
-def measure(
-    report: Report, problem: Problem, sparsity: float, tokens: int, options: argparse.Namespace
-) -> None:
+def measure(report: Report, problem: Problem, sparsity: float, tokens: int, options: argparse.Namespace) -> None:
     candidates = problem.candidates(tokens)
     once = {name: seconds(call) for name, call in candidates.items()}
     slow = {name: taken for name, taken in once.items() if taken > TOO_SLOW * once["pyprune"]}

@@ -205,6 +205,7 @@ inline void multiply_cell(const SparseRows& w, int64_t panel, int64_t tile, bool
         for (int64_t quads = pair_quads(lengths[row]); quads > 0; --quads, value += 4, column += 4) {
             uint64_t at;
             std::memcpy(&at, column, sizeof(at));
+            asm("" : "+r"(at));  // one load: compilers would load each of the four columns
             Steps::add(even, odd, value, at, x);
         }
         for (int r = 0; r < 2; ++r)

@@ -255,9 +255,7 @@ def test_parts_that_do_not_belong_together(generator):
             ops.spmm(x, cut)
     starts = prepared.parts["starts"] + 1
     with pytest.raises(ValueError, match="starts"):
-        ops.spmm(
-            x, SparseWeight(prepared.shape, "rows", {**prepared.parts, "starts": starts}, None, prepared.geometry)
-        )
+        ops.spmm(x, SparseWeight(prepared.shape, "rows", {**prepared.parts, "starts": starts}, None, prepared.geometry))
 
 
 @pytest.mark.parametrize(
