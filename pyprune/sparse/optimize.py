@@ -266,4 +266,8 @@ def _weight(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
 
 def _arranged(weight: Tensor, format: str) -> SparseWeight:
     dense = format == "dense" or (format == "auto" and int(torch.count_nonzero(weight)) > SPARSE_BELOW * weight.numel())
-    return arrange(compress(weight, format="dense")) if dense else prepare(compress(weight))
+    if not dense:
+        sparse = prepare(compress(weight))
+        if sparse.format == "rows":  # else there is no kernel for it here
+            return sparse
+    return arrange(compress(weight, format="dense"))

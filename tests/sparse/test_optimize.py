@@ -85,6 +85,12 @@ def test_format_is_chosen_by_zeros(tiny):
         assert stored in repr(packed(pyprune.optimize(remove_weights(tiny("bert")), format=format)))
 
 
+def test_without_the_kernel(tiny, batches_of, monkeypatch):
+    model = remove_weights(tiny("bert"))
+    monkeypatch.setenv("PYPRUNE_BACKEND", "reference")
+    assert max(differences(model, pyprune.optimize(copy.deepcopy(model)), batches_of())) <= SAME
+
+
 def test_nothing_is_held_twice(tiny):
     model = remove_weights(tiny("bert", layers=3, hidden=64, inner=256), 0.95)
     blocks = adapter_for(model).blocks(model)
