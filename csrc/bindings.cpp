@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one file that knows pybind11. Tensors arrive as raw pointers; every size is checked before a kernel sees it,
-// the GIL is released around every kernel, and no exception crosses an OpenMP region.
+// With the other bindings_*.cpp the only file that knows pybind11. Tensors arrive as raw pointers; every size is checked before
+// a kernel sees it, the GIL is released around every kernel, and no exception crosses an OpenMP region.
+#include "bindings_checks.h"
+#include "bindings_encoder.h"
+#include "bindings_sparse.h"
 #include "common/dispatch.h"
 #include "common/scratch.h"
 
@@ -23,32 +26,6 @@ namespace py = pybind11;
 namespace bound {
 
 using pyprune::ElementType;
-
-void require(bool condition, const char* what) {
-    if (!condition) throw std::invalid_argument(std::string("pyprune._C: ") + what);
-}
-
-template <class Element>
-Element* pointer(uintptr_t address, int64_t elements, const char* name) {
-    require(address != 0 || elements == 0, (std::string(name) + " is a null pointer").c_str());
-    return reinterpret_cast<Element*>(address);
-}
-
-// Product of two sizes, refused where it is negative or does not fit the address space.
-int64_t area(int64_t rows, int64_t columns) {
-    require(rows >= 0 && columns >= 0, "a size is negative");
-    require(columns == 0 || rows <= std::numeric_limits<int64_t>::max() / 16 / columns, "a size overflows");
-    return rows * columns;
-}
-
-ElementType element(int code) {
-    require(code >= 0 && code <= 3, "unknown element type");
-    return static_cast<ElementType>(code);
-}
-
-void check_threads(int threads) {
-    require(threads >= 1 && threads <= 4096, "threads must be 1 to 4096");
-}
 
 void check_groups(int64_t columns, int64_t keep, int64_t of) {
     require(of >= 0 && keep >= 0 && keep <= of, "keep must be 0 to of");
@@ -422,6 +399,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("block_obs", &bound::block_obs);
     module.def("peak", &bound::peak);
     module.def("swap", &bound::swap);
+    bound::bind_sparse(module);
+    bound::bind_encoder(module);
 #if defined(PYPRUNE_HAS_CUDA)
     module.def("gram_cuda", &bound::gram_cuda);
     module.def("masked_factor_size", &pyprune::cuda::masked_factor_size);

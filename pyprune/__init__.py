@@ -34,12 +34,14 @@ from pyprune.version import __version__
 if TYPE_CHECKING:
     from pyprune.methods import prune, prune_streaming
     from pyprune.result import PruneResult, load
+    from pyprune.sparse.optimize import optimize
 
 # Whole-model names need transformers; they are imported when first used, so that the solver alone stays light.
 _LAZY = {
     "prune": "pyprune.methods",
     "prune_streaming": "pyprune.methods",
     "load": "pyprune.result",
+    "optimize": "pyprune.sparse",
     "PruneResult": "pyprune.result",
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "__version__",
     "load",
     "ops",
+    "optimize",
     "prune",
     "prune_streaming",
     "solve",

@@ -22,6 +22,14 @@ MOMENTS = {
 # A product, relative to the sum of the magnitudes that went into an entry: chains of up to 1,030.
 PRODUCT = {torch.float32: 1e-6, torch.float64: 1e-14}
 
+# A product with a compressed matrix, by the type of x and y, relative to the magnitudes that went into an entry: sums
+# of up to 1,031 in float32, GELU to 4e-7 of its argument, and one rounding of the result.
+SPMM = {torch.float32: 2e-6, torch.bfloat16: 4.1e-3, torch.float16: 5.2e-4, torch.float64: 1e-14}
+
+# Two layers of an encoder, relative to the largest entry: sums of up to 300 in float32 (5e-6 where no instruction fuses
+# products and sums), and norms that magnify them.
+ENCODER = 1e-5
+
 # A Cholesky factor times itself, relative to the matrix: up to 300 columns.
 FACTOR = {torch.float32: 2e-6, torch.float64: 1e-13}
 

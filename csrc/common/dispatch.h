@@ -3,6 +3,7 @@
 #pragma once
 
 #include "element_type.h"
+#include "sparse_rows_view.h"
 
 #include <cstdint>
 #include <string>
@@ -32,6 +33,9 @@ struct Kernels {
     decltype(&baseline::block_obs) block_obs;
     decltype(&baseline::peak) peak;
     decltype(&baseline::swap) swap;
+    decltype(&baseline::spmm) spmm;
+    decltype(&baseline::spmm_tile) spmm_tile;
+    decltype(&baseline::encoder) encoder;
 };
 
 // The kernels of the best instruction set this machine has, or of the one PYPRUNE_CPU_ISA names.

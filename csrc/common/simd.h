@@ -65,7 +65,28 @@ struct Lanes {
 template <class Real, int apart = Simd<Real>::lanes / 2>
 inline __attribute__((always_inline)) void transpose(typename Simd<Real>::Vector (&row)[Simd<Real>::lanes]) {
     constexpr int lanes = Simd<Real>::lanes;
-    if constexpr (apart > 0) {
+    if constexpr (sizeof(Real) == 4 && apart == 2) {
+        // Within 128 bits the two last stages are unpacking: one instruction a vector, where the others take two or three.
+        typename Lanes<Real>::Indices low{}, high{}, left{}, right{};
+        for (int lane = 0; lane < lanes; ++lane) {
+            const int quad = lane / 4 * 4, place = lane % 4;
+            low[lane] = quad + place / 2 + place % 2 * lanes;
+            high[lane] = low[lane] + 2;
+            left[lane] = quad + place % 2 + place / 2 * lanes;
+            right[lane] = left[lane] + 2;
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < lanes; i += 4) {
+            const typename Simd<Real>::Vector a = __builtin_shuffle(row[i], row[i + 1], low),
+                                              b = __builtin_shuffle(row[i], row[i + 1], high),
+                                              c = __builtin_shuffle(row[i + 2], row[i + 3], low),
+                                              d = __builtin_shuffle(row[i + 2], row[i + 3], high);
+            row[i] = __builtin_shuffle(a, c, left);
+            row[i + 1] = __builtin_shuffle(a, c, right);
+            row[i + 2] = __builtin_shuffle(b, d, left);
+            row[i + 3] = __builtin_shuffle(b, d, right);
+        }
+    } else if constexpr (apart > 0) {
         typename Lanes<Real>::Indices upper{}, lower{};
         for (int lane = 0; lane < lanes; ++lane) {
             upper[lane] = lane & apart ? lanes + lane - apart : lane;

@@ -3,6 +3,10 @@
 // Contracts are in the header comments of the files of the same names. All matrices are row-major;
 // strides count elements; `threads` >= 1. No include guard on purpose.
 
+#include "../common/element_type.h"
+#include "../common/encoder_view.h"
+#include "../common/sparse_rows_view.h"
+
 namespace pyprune {
 namespace PYPRUNE_ISA {
 
@@ -54,6 +58,14 @@ double peak(ElementType type, int64_t rounds, int threads);
 void swap(uint8_t* mask, int64_t* exchanged, double* worth, const void* system, const void* inverse, const void* target,
           const void* dense, ElementType type, const int64_t* columns, int64_t count, const double* least, int64_t most,
           int64_t of, int64_t rows, int64_t k, int threads);
+
+void spmm(void* y, const void* x, ElementType type, int64_t tokens, int64_t stride, const SparseRows& w,
+          const float* scale, const float* bias, Activation activation, bool pairs, int threads);
+
+int64_t spmm_tile(int64_t in, double density);
+
+void encoder(float* out, const float* hidden, const uint8_t* keep, const EncoderShape& shape,
+             const EncoderLayer* layers, int64_t count, int threads);
 
 }  // namespace PYPRUNE_ISA
 }  // namespace pyprune

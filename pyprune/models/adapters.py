@@ -39,6 +39,8 @@ class Adapter:
         Positions are numbered from ``pad_token_id + 1``, so that many of ``max_position_embeddings`` go unused.
     causal : bool
         A decoder: tokens see only those before them.
+    norms : tuple of str
+        The LayerNorms behind the two residual sums of a block; empty where norms come before the halves.
     """
 
     family: str
@@ -48,6 +50,7 @@ class Adapter:
     embeddings: tuple[str, ...] = ("embeddings",)
     padded_positions: bool = False
     causal: bool = False
+    norms: tuple[str, ...] = ()
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The Transformer blocks, first to last."""
@@ -156,6 +159,9 @@ _DISTILBERT = (
     ("ffn.lin2",),
 )
 
+_BERT_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
+_DISTILBERT_NORMS = ("sa_layer_norm", "output_layer_norm")
+
 _LLAMA = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -173,12 +179,12 @@ _OPT_EMBEDDINGS = ("decoder.embed_tokens", "decoder.embed_positions", "decoder.p
 _ADAPTERS = {
     adapter.family: adapter
     for adapter in (
-        Adapter("bert", "encoder.layer", "attention", _BERT),
-        Adapter("roberta", "encoder.layer", "attention", _BERT, padded_positions=True),
-        Adapter("xlm-roberta", "encoder.layer", "attention", _BERT, padded_positions=True),
-        Adapter("camembert", "encoder.layer", "attention", _BERT, padded_positions=True),
-        Adapter("electra", "encoder.layer", "attention", _BERT),
-        Adapter("distilbert", "transformer.layer", "attention", _DISTILBERT),
+        Adapter("bert", "encoder.layer", "attention", _BERT, norms=_BERT_NORMS),
+        Adapter("roberta", "encoder.layer", "attention", _BERT, padded_positions=True, norms=_BERT_NORMS),
+        Adapter("xlm-roberta", "encoder.layer", "attention", _BERT, padded_positions=True, norms=_BERT_NORMS),
+        Adapter("camembert", "encoder.layer", "attention", _BERT, padded_positions=True, norms=_BERT_NORMS),
+        Adapter("electra", "encoder.layer", "attention", _BERT, norms=_BERT_NORMS),
+        Adapter("distilbert", "transformer.layer", "attention", _DISTILBERT, norms=_DISTILBERT_NORMS),
         *(
             Adapter(family, "layers", "self_attn", _LLAMA, ("embed_tokens",), causal=True)
             for family in ("llama", "mistral", "qwen2", "qwen3")

@@ -8,6 +8,7 @@ from pyprune.ops.admm_step import admm_step
 from pyprune.ops.block_obs import block_obs
 from pyprune.ops.cholesky import cholesky
 from pyprune.ops.cross_gram import cross_gram
+from pyprune.ops.encoder import encoder
 from pyprune.ops.gram import gram
 from pyprune.ops.masked_cg import masked_cg
 from pyprune.ops.masked_lstsq import masked_lstsq
@@ -29,6 +30,7 @@ __all__ = [
     "cholesky",
     "compress",
     "cross_gram",
+    "encoder",
     "gram",
     "masked_cg",
     "masked_lstsq",

@@ -13,7 +13,7 @@ block      ``bits [out/rows, ⌈(in/cols)/8⌉]`` of blocks               ``[blo
 =========  =========================================================  ==================================
 
 Values are float32, bfloat16, float16, or int8 with one ``scale`` a row: ``weight = scale[row] · value``. Kernels may
-want another arrangement of the same numbers; it is made once, by :meth:`SparseWeight.prepared`.
+want another arrangement of the same numbers: :func:`pyprune.ops.prepare` makes it, :func:`restore` goes back.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
+from pyprune.ops import sparse_rows
 
 STORED = ("dense", "bitmask", "nm", "block")
 VALUE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -40,13 +41,13 @@ class SparseWeight:
     shape : (int, int)
         ``(out, in)``.
     format : str
-        One of :data:`STORED`, or an arrangement of a kernel (:meth:`prepared`).
+        One of :data:`STORED`, or "rows", the arrangement of the CPU kernel (:mod:`pyprune.ops.sparse_rows`).
     parts : dict of str to Tensor
         The tensors of the format, ``values`` among them.
     scale : Tensor of float32, shape (out,), optional
         With int8 values only.
     geometry : (int, int)
-        ``(keep, of)`` of "nm", ``(rows, cols)`` of "block", else ``(1, 1)``.
+        ``(keep, of)`` of "nm", ``(rows, cols)`` of "block", the kernel's own of "rows", else ``(1, 1)``.
     """
 
     shape: tuple[int, int]
@@ -136,24 +137,49 @@ def compress(
     if kept.numel() and not bool(torch.isfinite(kept).all()):
         raise InputError("compress: a kept weight is not finite")
     stored, scale = _stored(kept, dtype)
-    out, columns = weight.shape
+    parts, geometry = _packed(stored, mask, format, geometry)
+    return SparseWeight((weight.shape[0], weight.shape[1]), format, parts, scale, geometry)
+
+
+def restore(weight: SparseWeight, format: str = "bitmask", geometry: tuple[int, int] = (1, 1)) -> SparseWeight:
+    """The same matrix in another stored format: the same bits of values, and what was kept is kept, also zeros.
+
+    Raises
+    ------
+    InputError
+        The mask is not of the format.
+
+    Examples
+    --------
+    >>> sparse = compress(torch.tensor([[0.0, 2.0, 0.0, -1.0]]), format="nm", geometry=(1, 2))
+    >>> restore(sparse).values
+    tensor([ 2., -1.])
+    """
+    stored = _spread(weight.format, weight.parts, weight.values, weight.shape, weight.geometry)
+    parts, geometry = _packed(stored, weight.mask(), format, geometry)
+    return SparseWeight(weight.shape, format, parts, weight.scale, geometry)
+
+
+def _packed(
+    stored: Tensor, mask: Tensor, format: str, geometry: tuple[int, int]
+) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    out, columns = stored.shape
     if format == "dense":
-        parts = {"values": stored.contiguous()}
-    elif format == "block":
+        return {"values": stored.contiguous()}, (1, 1)
+    if format == "block":
         rows, cols = _check_blocks((out, columns), geometry)
         blocks = mask.reshape(out // rows, rows, columns // cols, cols).transpose(1, 2)
         chosen = blocks.flatten(2).any(-1) if blocks.numel() else blocks.new_zeros(blocks.shape[:2])
         values = stored.reshape(out // rows, rows, columns // cols, cols).transpose(1, 2)[chosen]
-        parts = {"bits": pack_bits(chosen), "values": values.contiguous()}
-    else:
-        parts = {"bits": pack_bits(mask), "values": stored[mask]}
-        if format == "nm":
-            keep, of = _check_groups((out, columns), geometry)
-            if bool((mask.reshape(out, -1, of).sum(-1) != keep).any()):
-                raise InputError(f"compress: the mask does not keep exactly {keep} of every {of} inputs")
-            parts["values"] = parts["values"].reshape(out, columns // of * keep)
-    chosen_geometry = geometry if format in ("nm", "block") else (1, 1)
-    return SparseWeight((out, columns), format, parts, scale, chosen_geometry)
+        return {"bits": pack_bits(chosen), "values": values.contiguous()}, geometry
+    parts = {"bits": pack_bits(mask), "values": stored[mask]}
+    if format == "bitmask":
+        return parts, (1, 1)
+    keep, of = _check_groups((out, columns), geometry)
+    if bool((mask.reshape(out, -1, of).sum(-1) != keep).any()):
+        raise InputError(f"the mask does not keep exactly {keep} of every {of} inputs")
+    parts["values"] = parts["values"].reshape(out, columns // of * keep)
+    return parts, geometry
 
 
 def _stored(kept: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
@@ -184,21 +210,34 @@ def to_dense(
     target = dtype or (values.dtype if scale is None else torch.float32)
     exact = torch.float64 if target == torch.float64 else torch.float32
     wide = values.to(target if scale is None else exact)  # a scaled value is rounded once
-    if format == "dense":
-        dense = wide
-    elif format == "block":
-        rows, cols = geometry
-        chosen = unpack_bits(parts["bits"], shape[1] // cols)[:, :, None, None]
-        blocks = wide.new_zeros(*chosen.shape[:2], rows, cols).masked_scatter(chosen, wide)
-        dense = blocks.transpose(1, 2).reshape(shape)
-    elif format in ("bitmask", "nm"):
-        dense = wide.new_zeros(shape).masked_scatter(unpack_bits(parts["bits"], shape[1]), wide)
-    else:
-        raise InputError(f"no way back from the format {format!r}")
+    dense = _spread(format, parts, wide, shape, geometry)
     return dense if scale is None else (dense * scale.to(dense.dtype)[:, None]).to(target)
 
 
+def _spread(
+    format: str, parts: Mapping[str, Tensor], values: Tensor, shape: tuple[int, int], geometry: tuple[int, int]
+) -> Tensor:
+    """``values`` where the format has them, zeros elsewhere, shape ``(out, in)``."""
+    if format == "dense":
+        return values
+    if format == "rows":
+        row, column, index = sparse_rows.places(parts, shape, geometry)
+        return values.new_zeros(shape).index_put((row, column), values[index])
+    if format == "block":
+        rows, cols = geometry
+        chosen = unpack_bits(parts["bits"], shape[1] // cols)[:, :, None, None]
+        blocks = values.new_zeros(*chosen.shape[:2], rows, cols).masked_scatter(chosen, values)
+        return blocks.transpose(1, 2).reshape(shape)
+    if format in ("bitmask", "nm"):
+        return values.new_zeros(shape).masked_scatter(unpack_bits(parts["bits"], shape[1]), values)
+    raise InputError(f"no way back from the format {format!r}")
+
+
 def _mask(format: str, parts: Mapping[str, Tensor], shape: tuple[int, int], geometry: tuple[int, int]) -> Tensor:
+    if format == "rows":
+        row, column, _ = sparse_rows.places(parts, shape, geometry)
+        kept = torch.zeros(shape, dtype=torch.bool, device=parts["values"].device)
+        return kept.index_put((row, column), kept.new_ones(()))
     if format == "block":
         rows, cols = geometry
         chosen = unpack_bits(parts["bits"], shape[1] // cols)

@@ -11,13 +11,19 @@ from torch import Tensor
 
 from pyprune import backends
 from pyprune.errors import InputError
-from pyprune.ops import library
-from pyprune.ops.sparse_weight import SparseWeight, to_dense
+from pyprune.ops import library, sparse_rows
+from pyprune.ops.sparse_weight import SparseWeight, restore, to_dense
 
-ACTIVATIONS = ("none", "gelu", "relu")
+ACTIVATIONS = ("none", "gelu", "relu")  # by the numbers of csrc/common/sparse_rows_view.h
 
 # The order in which the parts of a format are handed to the op.
-PARTS = {"dense": ("values",), "bitmask": ("bits", "values"), "nm": ("bits", "values"), "block": ("bits", "values")}
+PARTS = {
+    "dense": ("values",),
+    "bitmask": ("bits", "values"),
+    "nm": ("bits", "values"),
+    "block": ("bits", "values"),
+    "rows": sparse_rows.PARTS,
+}
 
 
 def spmm(
@@ -71,7 +77,10 @@ def spmm(
         library.check_shape("spmm", "bias", bias, weight.shape[:1])
     library.check_same_device("spmm", x, weight.values, bias)
     weight = prepare(weight)
-    fused = activation if not (torch.is_grad_enabled() and x.requires_grad) else "none"
+    wanted = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    if weight.format == "rows" and not wanted and _direct(x):
+        return _spmm_rows(x, weight, bias, activation)
+    fused = "none" if wanted else activation
     y: Tensor = _spmm(
         x,
         [weight.parts[name] for name in PARTS[weight.format]],
@@ -85,9 +94,26 @@ def spmm(
     return y if fused == activation else _activate(y, activation)
 
 
+def _direct(x: Tensor) -> bool:
+    # The way through torch's dispatcher takes 50 us, as long as a small product with one token.
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.dtype == torch.float64:
+        return False
+    return backends.choose("spmm", "cpu").backend == "cpp"
+
+
 def prepare(weight: SparseWeight) -> SparseWeight:
-    """The same matrix in the arrangement that the kernel of its device wants; itself if it is in it already."""
-    return weight
+    """The same matrix in the arrangement that the kernel of its device wants; itself if it is in it already.
+
+    On a CPU that is "rows", which :func:`pyprune.ops.sparse_weight.restore` turns back into a stored format; a dense
+    matrix stays as it is. A file never holds an arrangement.
+    """
+    if weight.format in ("rows", "dense") or weight.device.type != "cpu":
+        return weight
+    if backends.choose("spmm", "cpu").backend != "cpp":
+        return weight
+    rows = restore(weight) if weight.format == "block" else weight
+    parts, geometry = sparse_rows.arrange(rows.mask(), rows.values.flatten())
+    return SparseWeight(weight.shape, "rows", parts, weight.scale, geometry)
 
 
 def _activate(y: Tensor, activation: str) -> Tensor:
@@ -110,6 +136,59 @@ def spmm_reference(
     """``activation(x Wᵀ + b)`` in float64, with the zeros."""
     weight = _dense(parts, scale, format, out, x.shape[-1], geometry, torch.float64)
     y = torch.nn.functional.linear(x.double(), weight, None if bias is None else bias.double())
+    return _activate(y, activation).to(x.dtype)
+
+
+@backends.implements("spmm", "cpp")
+def _spmm_cpp(
+    x: Tensor,
+    parts: Sequence[Tensor],
+    scale: Tensor | None,
+    bias: Tensor | None,
+    format: str,
+    out: int,
+    geometry: Sequence[int],
+    activation: str,
+) -> Tensor:
+    if x.dtype == torch.float64:
+        return spmm_reference(x, parts, scale, bias, format, out, geometry, activation)
+    if format == "dense":
+        return _spmm_dense(x, parts, scale, bias, activation)
+    named = dict(zip(PARTS[format], parts, strict=True))
+    weight = SparseWeight((out, x.shape[-1]), format, named, scale, (geometry[0], geometry[1]))
+    return _spmm_rows(x, prepare(weight), bias, activation)
+
+
+def _spmm_rows(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor:
+    flat = x if x.dim() == 2 and x.stride(1) == 1 else library.flatten_tokens("spmm", "x", x)
+    tokens, scale = flat.shape[0], weight.scale
+    y = torch.empty(tokens, weight.shape[0], dtype=x.dtype)
+    if bias is not None and (bias.dtype != torch.float32 or not bias.is_contiguous()):
+        bias = bias.to(torch.float32).contiguous()
+    backends.extension().spmm(
+        y.data_ptr(),
+        flat.data_ptr(),
+        library.ELEMENT_TYPE[x.dtype],
+        tokens,
+        flat.stride(0),
+        sparse_rows.pointers(weight.parts, weight.shape, weight.geometry),
+        0 if scale is None else scale.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        ACTIVATIONS.index(activation),
+        backends.threads(),
+    )
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _spmm_dense(
+    x: Tensor, parts: Sequence[Tensor], scale: Tensor | None, bias: Tensor | None, activation: str
+) -> Tensor:
+    # torch multiplies bfloat16 slower than float32 where the processor cannot.
+    native = x.dtype == parts[0].dtype == torch.bfloat16 and backends.instructions() == "avx512bf16"
+    dtype = torch.bfloat16 if native else torch.float32
+    shape = (parts[0].shape[0], parts[0].shape[1])
+    weight = to_dense("dense", {"values": parts[0]}, scale, shape, (1, 1), dtype)
+    y = torch.nn.functional.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype))
     return _activate(y, activation).to(x.dtype)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from pyprune.ops import compress
+
 
 def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict[str, tuple[Any, ...]]:
     """One call of each op. ``columns`` must be a multiple of 4, ``rows`` of 3 and at most ``columns``."""
@@ -24,6 +26,7 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
     basis = torch.randn(2, columns, generator=generator)
     ends = [*range(128, columns, 128), columns]
     prune = torch.tensor([0] + [rows * end // 2 for end in ends]).diff()
+    sparse = compress(single, mask, dtype=torch.int8)
     return {
         "gram": (torch.zeros(columns, columns, dtype=torch.float64), x, keep),
         "cross_gram": (torch.zeros(rows, columns), y, x, None),
@@ -33,12 +36,27 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
         "rescale": (gram, weight[0].clone(), 0.1, 0.2, True),
         "admm_step": (state, previous, mask, single, gram.float() / (12.5 * columns), 1.5, 0.1),
         "masked_cg": (gram.float(), single, mask, single, 3, 0.0, None, basis, single),
+        "encoder": (
+            x.reshape(2, -1, columns),
+            keep.reshape(2, -1),
+            [
+                torch.randn(-(-out // 6), inputs, 6, generator=generator)
+                for out, inputs in ((3 * columns, columns), (columns, columns), (9, columns), (columns, 9))
+            ],
+            ["tiles"] * 4,
+            [3 * columns, columns, 1, 1, columns, columns, 1, 1, 9, columns, 1, 1, columns, 9, 1, 1],
+            [torch.randn(9 * columns + 9, generator=generator)],
+            columns // 4,
+            "gelu",
+            1e-5,
+        ),
         "select": (weight, half - 1, True),
         "nm": (weight, 2, 4),
         "masked_lstsq": (gram, weight, mask, 1e-14),
         "obs": (inverse, weight, torch.full((rows,), half), half, 0, 0, True),
         "sparsegpt": (weight, factor, None, prune, False, 0, 0, 128),
         "swap": (gram, weight, mask, torch.zeros(rows, dtype=torch.float64), 9, 0, None, inverse, True),
+        "spmm": (x, [sparse.parts["bits"], sparse.values], sparse.scale, y[0], "bitmask", rows, [1, 1], "gelu"),
         "block_obs": (inverse, weight, torch.full((rows // 3,), half // 2), half // 2, 3, 2),
     }
 

@@ -23,9 +23,11 @@ from pyprune.ops.block_obs import block_obs_reference
 from pyprune.ops.sparsegpt import sparsegpt_reference
 from pyprune.ops.masked_lstsq import masked_lstsq_reference
 from pyprune.ops.swap import swap_reference
+from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, encoder_reference
 g = torch.Generator().manual_seed(5)
 worst = dict.fromkeys(
-    ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap"),
+    ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap",
+     "spmm", "encoder"),
     0.0,
 )
 def note(op, got, wanted):
@@ -62,6 +64,26 @@ for k in (1, 2, 3, 5, 7, 8, 11, 12, 13, 23, 24, 25, 47, 48, 49, 95, 97, 161, 193
     mask = torch.rand(2, k, generator=g) < torch.tensor([[0.4], [0.6]])
     wanted = swap_reference(h, w[:2] @ h, mask, torch.full((2,), 0.01), 20, 0, None, None, False)[2]
     note("swap", ops.swap(h, w[:2] @ h, mask, least=0.01, most=20, inverse=inverse)[2], wanted)
+for out, columns in ((1, 1), (3, 5), (64, 97), (67, 193), (130, 1031)):
+    mask = torch.rand(out, columns, generator=g) < 0.4
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
+        weight = ops.compress(torch.randn(out, columns, generator=g), mask, dtype=dtype)
+        for tokens in (1, 2, 9, 17, 33, 65, 130):
+            x = torch.randn(tokens, columns, generator=g)
+            wanted = torch.nn.functional.gelu(x.double() @ weight.to_dense(torch.float64).T)
+            note("spmm", ops.spmm(x, weight, activation="gelu"), wanted)
+for hidden, inner, width, head in ((1, 1, 1, 1), (17, 35, 21, 7), (64, 130, 64, 32)):
+    for format in ("dense", "bitmask"):
+        shapes = ((3 * width, hidden), (hidden, width), (inner, hidden), (hidden, inner))
+        weights = [ops.compress(torch.randn(*shape, generator=g) / shape[1] ** 0.5, format=format) for shape in shapes]
+        vectors = torch.randn(3 * width + inner + 6 * hidden, generator=g)
+        layer = EncoderLayer(*map(arrange, map(ops.prepare, weights)), vectors)
+        x, keep = torch.randn(5, 71, hidden, generator=g), torch.rand(5, 71, generator=g) < 0.5
+        parts = [getattr(layer, name).parts[part] for name in LINEARS for part in PARTS[getattr(layer, name).format]]
+        sizes = [size for name in LINEARS for size in (*getattr(layer, name).shape, *getattr(layer, name).geometry)]
+        formats = [getattr(layer, name).format for name in LINEARS]
+        wanted = encoder_reference(x, keep, parts, formats, sizes, [vectors], head, "gelu_tanh", 1e-5)
+        note("encoder", ops.encoder(x, [layer], keep, head=head, activation="gelu_tanh", eps=1e-5), wanted)
 print(json.dumps({"isa": backends.extension().build_info()["isa"], "worst": worst}))
 """
 
@@ -78,6 +100,7 @@ def test_matches_float64(isa):
     result = json.loads(done.stdout)
     assert result["isa"] == isa
     assert result["worst"]["gram"] <= 2e-6
+    assert max(result["worst"][op] for op in ("spmm", "encoder")) <= 2e-6
     assert result["worst"]["cross_gram"] <= 2e-5  # scaled by the result, which cancels; see test_cross_gram
     solving = ("masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap")
     assert max(result["worst"][op] for op in solving) <= 1e-8

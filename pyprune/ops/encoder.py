@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole stack of Transformer layers on packed tokens: padding is neither multiplied nor attended to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyprune import backends
+from pyprune.errors import InputError
+from pyprune.ops import library, sparse_rows, sparse_weight
+from pyprune.ops.sparse_weight import SparseWeight
+
+# Rows of a tile of a dense weight (csrc/common/dense_rows.h).
+DENSE_ROWS = 6
+
+# In the order of csrc/common/encoder_view.h.
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+LINEARS = ("project", "output", "up", "down")
+
+# The order in which the parts of an arrangement are handed to the op.
+PARTS = {"tiles": ("values",), "rows": sparse_rows.PARTS}
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderLayer:
+    """The weights of one layer, arranged for the kernel (:func:`arrange`).
+
+    Attributes
+    ----------
+    project : SparseWeight, shape (3 width, hidden)
+        Queries, keys and values, one below the other.
+    output, up, down : SparseWeight
+        Of attention, (hidden, width), and of the feed-forward half, (inner, hidden) and (hidden, inner).
+    vectors : Tensor of float32, shape (3 width + inner + 6 hidden,)
+        One after another: bias of ``project`` and of ``output``, gain and shift of the norm after attention, bias of
+        ``up`` and of ``down``, gain and shift of the norm at the end.
+    """
+
+    project: SparseWeight
+    output: SparseWeight
+    up: SparseWeight
+    down: SparseWeight
+    vectors: Tensor
+
+
+def arrange(weight: SparseWeight) -> SparseWeight:
+    """A weight as the kernel of :func:`encoder` takes it: a dense one in tiles of rows, any other as it is."""
+    if weight.format != "dense":
+        return weight
+    values = weight.to_dense(torch.float32)
+    padded = torch.nn.functional.pad(values, (0, 0, 0, -values.shape[0] % DENSE_ROWS))
+    tiles = padded.reshape(len(padded) // DENSE_ROWS, DENSE_ROWS, values.shape[1]).transpose(1, 2).contiguous()
+    return SparseWeight(weight.shape, "tiles", {"values": tiles})
+
+
+def encoder(
+    hidden: Tensor,  # [sequences, length, features]
+    layers: Sequence[EncoderLayer],
+    keep: Tensor | None = None,  # [sequences, length]
+    *,
+    head: int,
+    activation: str = "gelu",
+    eps: float = 1e-12,
+) -> Tensor:  # [sequences, length, features]
+    """Run hidden states through layers with a LayerNorm behind each residual sum, as in BERT.
+
+    Per layer ``a = norm(x + W_o attention(W_qkv x + b) + b)`` and ``x = norm(a + W_d f(W_u a + b) + b)``; attention has
+    heads of ``head`` features, scores divided by ``√head``, and every token sees all tokens of its sequence.
+
+    Parameters
+    ----------
+    hidden : Tensor of float32, shape (sequences, length, features)
+    layers : sequence of EncoderLayer
+    keep : Tensor of bool, shape (sequences, length), optional
+        False = padding, anywhere in a sequence: neither read nor attended to, and zero in the result.
+    head : int
+        Features of one head.
+    activation : {"gelu", "gelu_tanh", "relu"}
+        Of the feed-forward half.
+    eps : float
+        Of all norms.
+
+    Returns
+    -------
+    Tensor of float32, shape (sequences, length, features)
+
+    Raises
+    ------
+    InputError
+        Shapes or dtypes do not fit, or a gradient is asked for.
+
+    Notes
+    -----
+    Compiled for the CPU. A sequence has the same bits whatever else is in the batch, and for any number of threads.
+
+    Examples
+    --------
+    Without weights a layer is its two norms:
+
+    >>> shapes = ((12, 4), (4, 4), (2, 4), (4, 2))
+    >>> weights = [arrange(sparse_weight.compress(torch.zeros(shape), format="dense")) for shape in shapes]
+    >>> gain = torch.ones(4)
+    >>> vectors = torch.cat([torch.zeros(16), gain, torch.zeros(10), gain, torch.zeros(4)])
+    >>> layer = EncoderLayer(*weights, vectors)
+    >>> encoder(torch.tensor([[[1.0, 1.0, 3.0, 3.0]]]), [layer], head=2)
+    tensor([[[-1., -1.,  1.,  1.]]])
+    """
+    if hidden.dim() != 3 or hidden.dtype != torch.float32:
+        raise InputError(
+            "encoder: hidden must be float32 [sequences, length, features]", seen=f"{hidden.dtype} {list(hidden.shape)}"
+        )
+    if activation not in ACTIVATIONS:
+        raise InputError(f"encoder: unknown activation {activation!r}", hint=", ".join(ACTIVATIONS))
+    if keep is not None and (keep.dtype != torch.bool or keep.shape != hidden.shape[:2]):
+        raise InputError("encoder: keep must be bool [sequences, length]", seen=f"{keep.dtype} {list(keep.shape)}")
+    library.reject_autograd("encoder", hidden)
+    library.check_same_device("encoder", hidden, keep)
+    parts, formats, sizes = [], [], []
+    for layer in layers:
+        check_layer(layer, hidden.shape[2], head)
+        for name in LINEARS:
+            weight: SparseWeight = getattr(layer, name)
+            parts += [weight.parts[part] for part in PARTS[weight.format]]
+            formats.append(weight.format)
+            sizes += [*weight.shape, *weight.geometry]
+    vectors = [layer.vectors for layer in layers]
+    return run(Places(), hidden, keep, parts, formats, sizes, vectors, head, activation, eps)
+
+
+class Places:
+    """Where the weights of a stack lie, as the compiled kernel takes it: made again only when a tensor has moved.
+
+    A copy, and what was pickled, starts anew.
+    """
+
+    def __init__(self) -> None:
+        self._addresses: list[int] = []
+        self._layers: Any = None
+
+    def __reduce__(self) -> tuple[type[Places], tuple[()]]:
+        return Places, ()
+
+    def layers(
+        self,
+        parts: Sequence[Tensor],
+        formats: Sequence[str],
+        sizes: Sequence[int],
+        vectors: Sequence[Tensor],
+        hidden: int,
+        head: int,
+    ) -> Any:
+        """``EncoderLayers`` of the extension; the tensors must outlive its use."""
+        addresses = [tensor.data_ptr() for tensor in (*parts, *vectors)]
+        if self._layers is None or addresses != self._addresses:
+            arguments = _layer_arguments(parts, formats, sizes, vectors)
+            self._layers = backends.extension().EncoderLayers(arguments, hidden, head)
+            self._addresses = addresses
+        return self._layers
+
+
+def run(places: Places, hidden: Tensor, keep: Tensor | None, *rest: Any) -> Tensor:
+    """The op itself, unchecked; its arguments are those of :func:`encoder_reference`.
+
+    The way through torch's dispatcher takes some microseconds a tensor, as long as a layer of one short sentence.
+    """
+    plain = type(hidden) is Tensor and not torch.compiler.is_compiling() and hidden.device.type == "cpu"
+    if plain and backends.choose("encoder", "cpu").backend == "cpp":
+        return _encode(places, hidden, keep, *rest)
+    result: Tensor = _encoder(hidden, keep, *rest)
+    return result
+
+
+def check_layer(layer: EncoderLayer, hidden: int, head: int) -> None:
+    """Raise :class:`InputError` where the weights of a layer do not fit together."""
+    width, inner = layer.output.shape[1], layer.down.shape[1]
+    wanted = {"project": (3 * width, hidden), "output": (hidden, width), "up": (inner, hidden), "down": (hidden, inner)}
+    for name, shape in wanted.items():
+        weight: SparseWeight = getattr(layer, name)
+        if weight.shape != shape:
+            raise InputError(
+                f"encoder: {name} has the wrong shape", asked=str(list(shape)), seen=str(list(weight.shape))
+            )
+        if weight.format not in PARTS:
+            raise InputError(
+                f"encoder: {name} is stored as {weight.format!r}", hint="prepare(weight), then arrange(weight)"
+            )
+    if head < 1 or width % head:
+        raise InputError("encoder: heads do not fit", asked=f"a multiple of {head}", seen=f"{width} features")
+    library.check_shape("encoder", "vectors", layer.vectors, (3 * width + inner + 6 * hidden,))
+
+
+@backends.implements("encoder", "reference")
+def encoder_reference(
+    hidden: Tensor,
+    keep: Tensor | None,
+    parts: Sequence[Tensor],
+    formats: Sequence[str],
+    sizes: Sequence[int],
+    vectors: Sequence[Tensor],
+    head: int,
+    activation: str,
+    eps: float,
+) -> Tensor:
+    """The layers in float64 on padded sequences; padding gets no attention and is set to zero at the end."""
+    x, features = hidden.double(), hidden.shape[2]
+    mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if keep is None else keep
+    x = x.masked_fill(~mask[..., None], 0)
+    weights = _dense(parts, formats, sizes)
+    for index, vector in enumerate(vectors):
+        project, output, up, down = weights[4 * index : 4 * index + 4]
+        widths = [len(project), features, features, features, len(up), features, features, features]
+        b_project, b_output, gain, shift, b_up, b_down, end_gain, end_shift = torch.split(vector.double(), widths)
+        q, k, v = (
+            part.reshape(*part.shape[:2], len(project) // (3 * head), head).transpose(1, 2)
+            for part in torch.nn.functional.linear(x, project, b_project).chunk(3, -1)
+        )
+        scores = (q @ k.transpose(2, 3)) / head**0.5
+        weight = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1).nan_to_num(0.0)
+        attended = (weight @ v).transpose(1, 2).flatten(2)
+        a = torch.nn.functional.linear(attended, output, b_output) + x
+        a = torch.nn.functional.layer_norm(a, (features,), gain, shift, eps)
+        wide = _activate(torch.nn.functional.linear(a, up, b_up), activation)
+        x = torch.nn.functional.linear(wide, down, b_down) + a
+        x = torch.nn.functional.layer_norm(x, (features,), end_gain, end_shift, eps)
+    return x.masked_fill(~mask[..., None], 0).float()
+
+
+def _activate(x: Tensor, activation: str) -> Tensor:
+    if activation == "relu":
+        return x.relu()
+    return torch.nn.functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def _dense(parts: Sequence[Tensor], formats: Sequence[str], sizes: Sequence[int]) -> list[Tensor]:
+    found, taken = [], 0
+    for index, format in enumerate(formats):
+        names = PARTS[format]
+        out, columns, *geometry = sizes[4 * index : 4 * index + 4]
+        own = dict(zip(names, parts[taken : taken + len(names)], strict=True))
+        taken += len(names)
+        if format == "tiles":
+            found.append(own["values"].transpose(1, 2).flatten(0, 1)[:out].double())
+        else:
+            shape = (geometry[0], geometry[1])
+            found.append(sparse_weight.to_dense(format, own, None, (out, columns), shape, torch.float64))
+    return found
+
+
+@backends.implements("encoder", "cpp")
+def _encoder_cpp(hidden: Tensor, keep: Tensor | None, *rest: Any) -> Tensor:
+    return _encode(Places(), hidden, keep, *rest)
+
+
+def _encode(
+    places: Places,
+    hidden: Tensor,
+    keep: Tensor | None,
+    parts: Sequence[Tensor],
+    formats: Sequence[str],
+    sizes: Sequence[int],
+    vectors: Sequence[Tensor],
+    head: int,
+    activation: str,
+    eps: float,
+) -> Tensor:
+    hidden = hidden.contiguous()
+    keep = None if keep is None else keep.contiguous()
+    out = library.empty(*hidden.shape, dtype=torch.float32)
+    backends.extension().encoder(
+        out.data_ptr(),
+        hidden.data_ptr(),
+        0 if keep is None else keep.data_ptr(),
+        hidden.shape[0],
+        hidden.shape[1],
+        places.layers(parts, formats, sizes, vectors, hidden.shape[2], head),
+        eps,
+        ACTIVATIONS.index(activation),
+        backends.threads(),
+    )
+    return out
+
+
+def _layer_arguments(
+    parts: Sequence[Tensor], formats: Sequence[str], sizes: Sequence[int], vectors: Sequence[Tensor]
+) -> list[tuple[Any, ...]]:
+    layers, taken = [], 0
+    for index, vector in enumerate(vectors):
+        linears = []
+        for place in range(4 * index, 4 * index + 4):
+            count = len(PARTS[formats[place]])
+            own, (out, columns, *geometry) = parts[taken : taken + count], sizes[4 * place : 4 * place + 4]
+            linears.append(_pointers(formats[place], own, (out, columns), (geometry[0], geometry[1])))
+            taken += count
+        layers.append((sizes[16 * index + 5], sizes[16 * index + 13], linears, vector.data_ptr(), vector.numel()))
+    return layers
+
+
+def _pointers(
+    format: str, parts: Sequence[Tensor], shape: tuple[int, int], geometry: tuple[int, int]
+) -> tuple[int, int, tuple[int, ...]]:
+    if format == "tiles":
+        return parts[0].data_ptr(), parts[0].numel(), _NO_ROWS
+    return 0, 0, sparse_rows.pointers(dict(zip(sparse_rows.PARTS, parts, strict=True)), shape, geometry)
+
+
+_NO_ROWS = (0,) * 10
+
+
+def _fake(hidden: Tensor, *rest: Any) -> Tensor:
+    return hidden.new_empty(hidden.shape)
+
+
+_encoder = library.register(
+    "encoder(Tensor hidden, Tensor? keep, Tensor[] parts, str[] formats, int[] sizes, Tensor[] vectors, int head, "
+    "str activation, float eps) -> Tensor",
+    fake=_fake,
+)
