@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from common import Report, arguments, interleaved
+from common import Report, Timing, arguments, interleaved
 from torch import Tensor
 
 from pyprune import backends, ops
@@ -29,7 +29,8 @@ TOKENS = (1, 8, 32, 128, 512)
 SPARSITIES = (0.5, 0.7, 0.9, 0.95)
 VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 TOO_SLOW = 15.0
-SECONDS = 0.6  # of a case, all candidates together
+SECONDS = 0.4  # of a case, all candidates together
+TURN = 0.002  # a candidate is called again and again for so long, as a model would that runs nothing else
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,13 @@ def measure(report: Report, problem: Problem, sparsity: float, tokens: int, opti
     once = {name: seconds(call) for name, call in candidates.items()}
     slow = {name: taken for name, taken in once.items() if taken > TOO_SLOW * once["pyprune"]}
     kept = {name: call for name, call in candidates.items() if name not in slow}
-    rounds = int(SECONDS / sum(once[name] for name in kept))
-    timings = interleaved(kept, rounds=min(options.rounds, max(5, rounds)) if options.rounds > 5 else options.rounds)
+    calls = {name: 1 if options.quick else max(1, int(TURN / once[name])) for name in kept}
+    rounds = int(SECONDS / sum(calls[name] * once[name] for name in kept))
+    turns = interleaved(
+        {name: repeated(call, calls[name]) for name, call in kept.items()},
+        rounds=min(options.rounds, max(5, rounds)),
+    )
+    timings = {name: each(turn, calls[name]) for name, turn in turns.items()}
     out, columns = problem.dense.shape
     density = 1 - sparsity
     report.add(
@@ -138,6 +144,18 @@ def measure(report: Report, problem: Problem, sparsity: float, tokens: int, opti
         gflops=2e-9 * tokens * problem.sparse.mask().sum().item() / timings["pyprune"].median,
         bytes={"dense": problem.dense.numel() * problem.sparse.dtype.itemsize, "ours": problem.sparse.nbytes},
     )
+
+
+def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            call()
+
+    return run
+
+
+def each(turn: Timing, calls: int) -> Timing:
+    return Timing(turn.median / calls, turn.p10 / calls, turn.p90 / calls, turn.rounds)
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -16,6 +16,8 @@ from pyprune.ops.sparse_weight import SparseWeight, restore, to_dense
 
 ACTIVATIONS = ("none", "gelu", "relu")  # by the numbers of csrc/common/sparse_rows_view.h
 
+ROWS_INPUTS = (torch.float32, torch.bfloat16, torch.float16)  # of the compiled kernel
+
 # The order in which the parts of a format are handed to the op.
 PARTS = {
     "dense": ("values",),
@@ -65,6 +67,8 @@ def spmm(
     >>> spmm(torch.tensor([[1.0, 2.0, 3.0]]), compress(torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 1.0]])))
     tensor([[4., 4.]])
     """
+    if _direct(x, weight, bias, activation):
+        return _spmm_rows(x, weight, bias, activation)
     library.check_float("spmm", x=x)
     if not isinstance(weight, SparseWeight):
         raise InputError("spmm: the weight must be a SparseWeight", hint="pyprune.ops.sparse_weight.compress(weight)")
@@ -77,10 +81,7 @@ def spmm(
         library.check_shape("spmm", "bias", bias, weight.shape[:1])
     library.check_same_device("spmm", x, weight.values, bias)
     weight = prepare(weight)
-    wanted = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    if weight.format == "rows" and not wanted and _direct(x):
-        return _spmm_rows(x, weight, bias, activation)
-    fused = "none" if wanted else activation
+    fused = "none" if _wants_gradient(x, bias) else activation
     y: Tensor = _spmm(
         x,
         [weight.parts[name] for name in PARTS[weight.format]],
@@ -94,11 +95,27 @@ def spmm(
     return y if fused == activation else _activate(y, activation)
 
 
-def _direct(x: Tensor) -> bool:
-    # The way through torch's dispatcher takes 50 us, as long as a small product with one token.
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.dtype == torch.float64:
-        return False
-    return backends.choose("spmm", "cpu").backend == "cpp"
+def _wants_gradient(x: Tensor, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+
+
+def _direct(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> bool:
+    # Everything fits and nobody watches: torch's dispatcher would take 50 us, longer than a small product. What does
+    # not fit goes the other way, and to an error there.
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and type(weight) is SparseWeight
+        and weight.format == "rows"
+        and x.is_cpu
+        and x.dtype in ROWS_INPUTS
+        and x.dim() > 0
+        and x.shape[-1] == weight.shape[1]
+        and (bias is None or (bias.dtype == torch.float32 and bias.is_cpu and bias.shape == weight.shape[:1]))
+        and activation in ACTIVATIONS
+        and not _wants_gradient(x, bias)
+        and backends.choose("spmm", "cpu").backend == "cpp"
+    )
 
 
 def prepare(weight: SparseWeight) -> SparseWeight:

@@ -11,13 +11,16 @@ from pyprune import backends
 from pyprune.errors import InputError
 from pyprune.ops.sparse_weight import VALUE_TYPES
 
-# Nanoseconds on one core of a Zen 3 (AVX2) in float32, weights from the third-level cache, calls from Python: fitted to
-# 384 x 384, 768 x 768, 768 x 3072 and 3072 x 768 with 10 to 100 % kept and 1 to 128 tokens. Only their ratios matter.
-CALL = 30_000.0  # what spmm's call takes longer than torch's
+# Nanoseconds on one core of a Zen 3 (AVX2) in float32, calls from Python: fitted by hand to what
+# benchmarks/bench_spmm.py gave from 384 x 384 to 4096 x 4096, 1 to 128 tokens, 5 to 50 % kept, and to runs at up
+# to 100 %. Only their ratios matter.
+CALL, DENSE_CALL = 15_000.0, 3_000.0
 KEPT = {1: 0.39, 8: 0.51, 16: 0.61, 32: 0.92}  # a kept weight, by the tokens of its block
 ROW = {1: 3.0, 8: 4.0, 16: 5.0, 32: 8.0}  # a row of a tile of columns
 LAYOUT = 0.6  # an element of x or y, there and back
-DENSE_ONE, DENSE_READ, DENSE_TOKEN = 0.23, 0.5, 0.0225  # a weight of torch's linear: one token; more, and each of them
+DENSE_ONE, DENSE_ONE_UNCACHED = 0.13, 0.18  # a weight of torch's linear with one token
+DENSE_READ, DENSE_TOKEN = 0.5, 0.02  # with more: a weight, and each token of it
+CACHED = 8 << 20  # weights
 TILE = 224
 # Widening with one token, measured at 768 x 768; with more tokens it does not show.
 WIDEN = {torch.float32: 1.0, torch.bfloat16: 1.3, torch.float16: 1.1, torch.int8: 1.1}
@@ -62,7 +65,7 @@ def faster(
     >>> faster(768, 3072, 0.1, dtype=torch.float32, tokens=32, isa="avx2").format
     'sparse'
     >>> faster(768, 768, 0.9, dtype=torch.float32, tokens=1, isa="avx2").reason
-    '90 % of 768 x 768 kept, 1 tokens: estimated 1.7 x the time of the dense product'
+    '90 % of 768 x 768 kept, 1 tokens: estimated 2.9 x the time of the dense product'
     """
     if min(out, columns, tokens) < 0 or not 0 <= density <= 1:
         raise InputError(
@@ -94,5 +97,5 @@ def _sparse(out: int, columns: int, density: float, dtype: torch.dtype, tokens: 
 
 
 def _dense(out: int, columns: int, tokens: int) -> float:
-    each = DENSE_ONE if tokens == 1 else DENSE_READ + DENSE_TOKEN * tokens
-    return 10_000.0 + each * out * columns
+    one = DENSE_ONE if out * columns <= CACHED else DENSE_ONE_UNCACHED
+    return DENSE_CALL + (one if tokens <= 1 else DENSE_READ + DENSE_TOKEN * tokens) * out * columns

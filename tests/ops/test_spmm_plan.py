@@ -17,11 +17,12 @@ def verdict(out, columns, density, tokens, dtype=torch.float32, isa="avx2") -> s
 @pytest.mark.parametrize(
     ("shape", "tokens", "wins", "loses"),
     [
-        ((768, 3072), 1, 0.4, 0.8),
-        ((3072, 768), 1, 0.4, 0.9),
-        ((768, 3072), 128, 0.7, 1.0),
-        ((384, 384), 128, 0.6, 1.0),
-        ((768, 768), 1, 0.2, 1.0),
+        ((768, 3072), 1, 0.1, 0.5),
+        ((3072, 768), 1, 0.1, 0.5),
+        ((768, 768), 1, 0.1, 0.5),
+        ((4096, 4096), 1, 0.3, 0.5),
+        ((768, 3072), 128, 0.5, 1.0),
+        ((384, 384), 128, 0.5, 1.0),
     ],
 )
 def test_agrees_with_what_was_measured(shape, tokens, wins, loses):
