@@ -266,7 +266,7 @@ def _blocks(journal: Path) -> int:
 
 def _check_output(output: Path, model: str) -> None:
     # hours of work must not end in front of a folder that cannot be written
-    from pyprune.result import check_target
+    from pyprune.files import check_target
 
     target = output.expanduser().absolute()
     if Path(model).is_dir() and target.resolve() == Path(model).resolve():
