@@ -99,20 +99,19 @@ class PruneResult:
         if self.dry_run:
             raise InputError("a dry run has nothing to save", hint="run without dry_run")
         dtype = _check_storage(storage, values)
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        needed = sum(t.numel() * t.element_size() for t in tensors) + sum(m.numel() for m in self.masks.values()) // 8
         target = Path(path).expanduser().absolute()
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
+        plain = stored_tensors(self.model)
         if storage == "dense":
+            needed = _bytes({}, plain) + sum(spec.bytes for spec in mask_specs(_shapes(self.masks)).values())
             with whole_folder(target, needed) as part:
                 self._write(part, tokenizer)
             return target
-        tensors = stored_tensors(self.model)
         matrices = {
-            name: compress_as(tensors.pop(f"{name}.weight"), mask, dtype=dtype) for name, mask in self.masks.items()
+            name: compress_as(plain.pop(f"{name}.weight"), mask, dtype=dtype) for name, mask in self.masks.items()
         }
-        with whole_folder(target, _bytes(matrices, tensors)) as part:
-            write_files(part, matrices, tensors)
+        with whole_folder(target, _bytes(matrices, plain)) as part:
+            write_files(part, matrices, plain)
             self._write_rest(part, tokenizer)
         return target
 
@@ -124,7 +123,7 @@ class PruneResult:
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         packed = {name: pack_bits(mask.cpu()) for name, mask in self.masks.items()}
-        save_file(packed, folder / MASKS, metadata=mask_shapes({name: mask.shape for name, mask in self.masks.items()}))
+        save_file(packed, folder / MASKS, metadata=mask_shapes(_shapes(self.masks)))
         write_report(folder, self.report)
 
     def _write_rest(self, folder: Path, tokenizer: Any) -> None:
@@ -165,6 +164,10 @@ def _takes_flag() -> bool:
 def mask_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
     """Metadata of the file of masks: what shapes the bits have."""
     return {"shapes": json.dumps({name: list(shape) for name, shape in shapes.items()})}
+
+
+def _shapes(masks: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
+    return {name: mask.shape for name, mask in masks.items()}
 
 
 def mask_specs(shapes: Mapping[str, Sequence[int]]) -> dict[str, Spec]:
@@ -222,7 +225,9 @@ def load(path: str | os.PathLike[str], *, dense: bool = False, **options: Any) -
     dtype = options.pop("dtype", None)
     if options or not isinstance(dtype, torch.dtype | None):
         raise InputError(
-            "sparse storage is loaded with dtype=torch.… and dense= only", seen=", ".join(options) or dtype
+            "sparse storage is loaded with dense= and dtype= only",
+            seen=", ".join(options) or f"dtype={dtype!r}",
+            hint="dtype=torch.float32; or dense storage (pyprune.result.export) and from_pretrained",
         )
     return load_sparse(folder, dense=dense, dtype=dtype)
 
@@ -288,16 +293,17 @@ def _compressed(folder: Path, dtype: torch.dtype | None) -> tuple[dict[str, Spar
         files, _ = open_sparse(folder)
         matrices = {name: _with_values(files.matrix(name), dtype) for name in files.layouts}
         return matrices, {name: files.tensor(name) for name in files.plain}
-    source, masks = Checkpoint(folder), load_masks(folder)
-    plain, matrices = {}, {}
-    for name, like in stored_tensors(empty_model(source.shards)).items():
+    source = Checkpoint(folder)
+    likes = stored_tensors(empty_model(source.shards))
+    for name, like in likes.items():
         source.spec(name, like)
-        linear = name.removesuffix(".weight")
-        if linear != name and linear in masks:
-            matrices[linear] = compress_as(source.read(name, like), masks[linear], dtype=dtype)
-        else:
-            plain[name] = source.read(name, like)
-    return matrices, plain
+    matrices = {}
+    for name, mask in load_masks(folder).items():
+        like = likes.pop(f"{name}.weight", None)
+        if like is None:
+            raise InputError(f"{folder} has a mask for {name}, which is no linear of the model")
+        matrices[name] = compress_as(source.read(f"{name}.weight", like), mask, dtype=dtype)
+    return matrices, {name: source.read(name, like) for name, like in likes.items()}
 
 
 def _with_values(weight: SparseWeight, dtype: torch.dtype | None) -> SparseWeight:

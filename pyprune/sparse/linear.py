@@ -27,9 +27,9 @@ class SparseLinear(nn.Module):
     arrangement of the weight, the one that the kernel of its device wants.
 
     ``.to(dtype)``, ``.half()`` and so on change floating values and the bias as those of ``nn.Linear``; int8 values and
-    their float32 scales stay, and float64 leaves the values float32, which loses nothing (trained ones follow). A state dict holds the weight
-    in its stored format (docs/format.md): ``values``, ``bits``, ``scale`` and ``layout``. Loading one replaces the
-    weight, its format and its type, if the shape is the same.
+    their float32 scales stay, and float64 leaves the values float32, which loses nothing (trained ones follow). A state
+    dict holds the weight in its stored format (docs/format.md): ``values``, ``bits``, ``scale`` and ``layout``. Loading
+    one replaces the weight, its format and its type, if the shape is the same.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class SparseLinear(nn.Module):
             self.sparse = replace(weight, parts={**weight.parts, "values": self.values})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         weight = stored(self.sparse)
         parts = {name: _converted(fn, part) for name, part in weight.parts.items() if part is not self.values}
         scale = None if weight.scale is None else fn(weight.scale).float()

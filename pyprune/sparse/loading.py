@@ -115,7 +115,8 @@ def _fill(model: nn.Module, files: SparseFiles) -> None:
     """Put the plain tensors into the places of the model, tied ones into several."""
     places: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
             for key, tensor in table.items():
                 places.setdefault(id(tensor), []).append((table, key))
     likes = stored_tensors(model)

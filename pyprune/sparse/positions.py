@@ -2,9 +2,9 @@
 """Which positions of a bit matrix are set, in two codings: a bit for each, or the gaps between them in nibbles.
 
 A bit for each position costs 1 bit. Of the gaps, a nibble ``n < 15`` says: skip ``n`` positions and take the next;
-15 says: skip 15 positions. One position in ten set, far from each other as by chance, costs 0.50 bits a position: at 90 %
-sparsity that is the difference between 0.16 and 0.13 of the dense bytes of bfloat16. From about 70 % on it is the
-shorter one; the writer counts (:func:`gaps_bytes`).
+15 says: skip 15 positions. With one position in ten set, as by chance, that is 0.50 bits a position: at 90 % sparsity
+the difference between 0.16 and 0.13 of the dense bytes of bfloat16. From about 75 % sparsity on it is the shorter one;
+the writer counts (:func:`gaps_bytes`).
 """
 
 from __future__ import annotations

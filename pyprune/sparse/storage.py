@@ -178,10 +178,8 @@ class SparseFiles:
                 self._refuse(name, f"{like.dtype} {list(like.shape)}", f"{spec.dtype} {list(spec.shape)}")
 
     def _refuse(self, name: str, asked: object, seen: object) -> None:
-        folder = self.shards.folder
-        raise InputError(
-            f"{folder}: {_plain(name)} does not fit config.json", asked=str(asked)[:200], seen=str(seen)[:200]
-        )
+        where = f"{self.shards.folder}: {_plain(name)}"
+        raise InputError(f"{where} does not fit config.json", asked=str(asked)[:200], seen=str(seen)[:200])
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
