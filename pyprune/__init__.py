@@ -34,6 +34,7 @@ from pyprune.version import __version__
 if TYPE_CHECKING:
     from pyprune.methods import prune, prune_streaming
     from pyprune.result import PruneResult, load
+    from pyprune.sparse import SparseLinear, sparsify
 
 # Whole-model names need transformers; they are imported when first used, so that the solver alone stays light.
 _LAZY = {
@@ -41,6 +42,8 @@ _LAZY = {
     "prune_streaming": "pyprune.methods",
     "load": "pyprune.result",
     "PruneResult": "pyprune.result",
+    "SparseLinear": "pyprune.sparse",
+    "sparsify": "pyprune.sparse",
 }
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "NumericsError",
     "PruneResult",
     "PypruneError",
+    "SparseLinear",
     "Unstructured",
     "__version__",
     "load",
@@ -62,6 +66,7 @@ __all__ = [
     "solve",
     "solve_curve",
     "solvers",
+    "sparsify",
 ]
 
 

@@ -299,10 +299,10 @@ def _compressed(folder: Path, dtype: torch.dtype | None) -> tuple[dict[str, Spar
         source.spec(name, like)
     matrices = {}
     for name, mask in load_masks(folder).items():
-        like = likes.pop(f"{name}.weight", None)
-        if like is None:
+        if f"{name}.weight" not in likes:
             raise InputError(f"{folder} has a mask for {name}, which is no linear of the model")
-        matrices[name] = compress_as(source.read(f"{name}.weight", like), mask, dtype=dtype)
+        weight = source.read(f"{name}.weight", likes.pop(f"{name}.weight"))
+        matrices[name] = compress_as(weight, mask, dtype=dtype)
     return matrices, {name: source.read(name, like) for name, like in likes.items()}
 
 

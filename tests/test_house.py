@@ -17,7 +17,9 @@ FLOORS = [
     {"backends"},
     {"ops"},
     {"patterns"},
-    {"solvers", "stats", "models", "tasks", "result"},
+    {"solvers", "stats", "models", "tasks"},
+    {"sparse"},
+    {"result"},
     {"methods", "compat"},
     {"demo", "progress", "commands"},
     {"cli"},
@@ -25,7 +27,7 @@ FLOORS = [
 ]
 SAME_FLOOR = {("commands", "demo"), ("commands", "progress"), ("demo", "progress"), ("demo", "commands")}
 ONLY_IN = {
-    "transformers": {"models", "methods", "tasks", "result", "demo", "commands", "cli"},
+    "transformers": {"models", "methods", "tasks", "sparse", "result", "demo", "commands", "cli"},
     "datasets": {"tasks"},
     "pyarrow": {"tasks"},
     "rich": {"progress", "cli", "commands", "demo"},
