@@ -4,6 +4,6 @@
 from __future__ import annotations
 
 from pyprune.sparse.linear import SparseLinear
-from pyprune.sparse.sparsify import sparsify
+from pyprune.sparse.replace import sparsify
 
 __all__ = ["SparseLinear", "sparsify"]
