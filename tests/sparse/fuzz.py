@@ -19,7 +19,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[number]) for number in (0, 1, 2)]
 
 import torch
-from samples import Pieces, logits, pruned
+from small import Pieces, logits, pruned
 
 from pyprune.errors import InputError
 from pyprune.sparse.loading import load_sparse
