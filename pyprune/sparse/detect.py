@@ -27,6 +27,7 @@ def format_of(mask: Tensor) -> tuple[str, tuple[int, int]]:
 
     Examples
     --------
+    >>> import torch
     >>> format_of(torch.tensor([[True, False, False, True], [False, True, True, False]]))
     ('nm', (1, 2))
     """
