@@ -34,7 +34,7 @@ from pyprune.version import __version__
 if TYPE_CHECKING:
     from pyprune.methods import prune, prune_streaming
     from pyprune.result import PruneResult, load
-    from pyprune.sparse.optimize import optimize
+    from pyprune.sparse import SparseLinear, optimize, sparsify
 
 # Whole-model names need transformers; they are imported when first used, so that the solver alone stays light.
 _LAZY = {
@@ -43,6 +43,8 @@ _LAZY = {
     "load": "pyprune.result",
     "optimize": "pyprune.sparse",
     "PruneResult": "pyprune.result",
+    "SparseLinear": "pyprune.sparse",
+    "sparsify": "pyprune.sparse",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "NumericsError",
     "PruneResult",
     "PypruneError",
+    "SparseLinear",
     "Unstructured",
     "__version__",
     "load",
@@ -65,6 +68,7 @@ __all__ = [
     "solve",
     "solve_curve",
     "solvers",
+    "sparsify",
 ]
 
 

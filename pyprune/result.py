@@ -6,9 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError
-from pyprune.files import sync_folder, write_error
+from pyprune.files import REPORT, whole_folder
+from pyprune.models.skeleton import model_class, read_config
+from pyprune.models.weights import Checkpoint, ShardWriter, Spec, TensorWriter
+from pyprune.ops.sparse_weight import SparseWeight, compress, pack_bits, unpack_bits
+from pyprune.sparse.linear import compress_as
+from pyprune.sparse.loading import empty_model, load_sparse, open_sparse
+from pyprune.sparse.storage import is_sparse, stored_tensors, write_files
 
-REPORT = "pyprune.json"
+STORAGES = ("dense", "sparse")
+VALUES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
 MASKS = "pyprune_masks.safetensors"
 
 
@@ -54,31 +64,55 @@ class PruneResult:
         """Whether nothing was pruned."""
         return bool(self.report.get("dry_run"))
 
-    def save(self, path: str | os.PathLike[str], *, tokenizer: Any = None) -> Path:
-        """Write a folder that plain ``AutoModel*.from_pretrained`` loads.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tokenizer: Any = None,
+        storage: str = "dense",
+        values: str | None = None,
+    ) -> Path:
+        """Write a folder that :func:`pyprune.load` loads, and with ``storage="dense"`` plain transformers too.
 
-        Safetensors weights, config and tokenizer as transformers writes them, ``pyprune.json`` (the report) and
-        ``pyprune_masks.safetensors`` (masks, eight to a byte). The folder is written beside and then renamed, so
-        that it appears whole; an earlier pyprune folder of that name is replaced only then.
+        Config and tokenizer as transformers writes them, ``pyprune.json`` (the report), and the weights: dense ones in
+        transformers' own files, beside them ``pyprune_masks.safetensors`` (masks, eight to a byte); sparse ones in
+        ``pyprune.safetensors`` (docs/format.md), which holds the masks too. The folder is written beside and then
+        renamed, so that it appears whole; an earlier pyprune folder of that name is replaced only then.
 
         Parameters
         ----------
         path : str or Path
         tokenizer : optional
             Instead of the result's own.
+        storage : {"dense", "sparse"}
+            With or without the zeros of the pruned matrices.
+        values : {"float32", "bfloat16", "float16", "int8"}, optional
+            Of sparse matrices; by default their own type. int8 has a scale for each row. Everything else keeps its
+            type.
 
         Raises
         ------
         InputError
-            The path holds something other than an earlier result, the disk is full, or it was a dry run.
+            The path holds something other than an earlier result, the disk is full, it was a dry run, or a weight is
+            too large for the type of the values.
         """
         if self.dry_run:
             raise InputError("a dry run has nothing to save", hint="run without dry_run")
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        needed = sum(t.numel() * t.element_size() for t in tensors) + sum(m.numel() for m in self.masks.values()) // 8
+        dtype = _check_storage(storage, values)
         target = Path(path).expanduser().absolute()
-        with whole_folder(target, needed) as part:
-            self._write(part, self.tokenizer if tokenizer is None else tokenizer)
+        tokenizer = self.tokenizer if tokenizer is None else tokenizer
+        plain = stored_tensors(self.model)
+        if storage == "dense":
+            needed = _bytes({}, plain) + sum(spec.bytes for spec in mask_specs(_shapes(self.masks)).values())
+            with whole_folder(target, needed) as part:
+                self._write(part, tokenizer)
+            return target
+        matrices = {
+            name: compress_as(plain.pop(f"{name}.weight"), mask, dtype=dtype) for name, mask in self.masks.items()
+        }
+        with whole_folder(target, _bytes(matrices, plain)) as part:
+            write_files(part, matrices, plain)
+            self._write_rest(part, tokenizer)
         return target
 
     def _write(self, folder: Path, tokenizer: Any) -> None:
@@ -88,69 +122,36 @@ class PruneResult:
         model.save_pretrained(folder, safe_serialization=True) if _takes_flag() else model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        packed = {name: pack(mask) for name, mask in self.masks.items()}
-        save_file(packed, folder / MASKS, metadata=shapes_of(self.masks))
+        packed = {name: pack_bits(mask.cpu()) for name, mask in self.masks.items()}
+        save_file(packed, folder / MASKS, metadata=mask_shapes(_shapes(self.masks)))
+        write_report(folder, self.report)
+
+    def _write_rest(self, folder: Path, tokenizer: Any) -> None:
+        model: Any = self.model
+        model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         write_report(folder, self.report)
 
 
-@contextmanager
-def whole_folder(target: Path, needed: int) -> Iterator[Path]:
-    """A new folder to write to, which takes the place of ``target`` if all goes well.
-
-    Parameters
-    ----------
-    target : Path
-        Absolute. Nothing, an empty folder or an earlier result.
-    needed : int
-        Bytes that will be written.
-
-    Raises
-    ------
-    InputError
-        The path holds something other than an earlier result, or the disk is full.
-    """
-    check_target(target)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(target.parent, needed)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        yield part
-        _seal(part)
-        _swap(part, target)
-    except InputError:
-        raise
-    except Exception as error:  # safetensors and tokenizers raise their own types for a failed write
-        raise write_error(error, target.parent, "the pruned model") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+def _check_storage(storage: str, values: str | None) -> torch.dtype | None:
+    if storage not in STORAGES:
+        raise InputError(f"unknown storage {storage!r}", hint=" or ".join(STORAGES))
+    if values is not None and (storage == "dense" or values not in VALUES):
         raise InputError(
-            f"the disk of {folder} is full: the pruned model could not be written",
-            asked=f"{needed / 2**20:.0f} MiB",
-            seen=f"{free / 2**20:.0f} MiB free; nothing that was there before has been touched",
-            hint="free some space, or another folder",
+            f"values={values!r} goes with sparse storage only" if storage == "dense" else f"unknown values {values!r}",
+            hint=", ".join(VALUES) + ' with storage="sparse"',
         )
+    return None if values is None else VALUES[values]
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write ``pyprune.json``."""
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / REPORT).write_text(text + "\n", encoding="utf-8")
-
-
-def _seal(folder: Path) -> None:
-    mode = stat.S_IMODE((folder / REPORT).stat().st_mode)
-    for file in folder.iterdir():
-        file.chmod(mode)  # safetensors writes files only their owner can read
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    sync_folder(folder)
 
 
 def _takes_flag() -> bool:
@@ -160,56 +161,31 @@ def _takes_flag() -> bool:
     return int(transformers.__version__.split(".")[0]) < 5
 
 
-def check_target(target: Path) -> None:
-    """Raise :class:`InputError` where saving to ``target`` would destroy something else than an earlier result."""
-    if target.is_dir():
-        if any(target.iterdir()) and not (target / REPORT).exists():
-            raise InputError(
-                f"{target} is not empty and was not written by pyprune",
-                hint="another folder; an earlier result (with pyprune.json) may be replaced",
-            )
-    elif target.exists() or target.is_symlink():
-        raise InputError(f"{target} is a file", hint="a folder to write the model to")
-
-
-def _swap(part: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        os.rename(target, old)
-        try:
-            os.rename(part, target)
-        except OSError:
-            os.rename(old, target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(part, target)
-    sync_folder(target.parent)
-
-
-def shapes_of(masks: Mapping[str, Tensor]) -> dict[str, str]:
+def mask_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
     """Metadata of the file of masks: what shapes the bits have."""
-    return {"shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()})}
+    return {"shapes": json.dumps({name: list(shape) for name, shape in shapes.items()})}
 
 
-def pack(mask: Tensor) -> Tensor:
-    """Row-major bits, eight to a byte, the first in the highest bit; the last byte padded with zeros."""
-    import numpy as np
+def _shapes(masks: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
+    return {name: mask.shape for name, mask in masks.items()}
 
-    return torch.from_numpy(np.packbits(mask.cpu().reshape(-1).numpy()))
+
+def mask_specs(shapes: Mapping[str, Sequence[int]]) -> dict[str, Spec]:
+    """Types and shapes in the file of masks."""
+    return {name: Spec(torch.uint8, (rows, -(-columns // 8))) for name, (rows, columns) in shapes.items()}
 
 
 def load_masks(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Masks of a saved result, by linear name: bool ``[out, in]``, True = kept."""
-    import numpy as np
     from safetensors import safe_open
 
-    masks = {}
-    with safe_open(_existing(path) / MASKS, framework="pt") as file:
-        for name, shape in json.loads(file.metadata()["shapes"]).items():
-            bits = np.unpackbits(file.get_tensor(name).numpy(), count=int(np.prod(shape)))
-            masks[name] = torch.from_numpy(bits.astype(bool)).reshape(shape)
-    return masks
+    folder = _existing(path)
+    if is_sparse(folder):
+        files, _ = open_sparse(folder)
+        return {name: files.matrix(name).mask() for name in files.layouts}
+    with safe_open(folder / MASKS, framework="pt") as file:
+        shapes = json.loads(file.metadata()["shapes"])
+        return {name: unpack_bits(file.get_tensor(name), columns) for name, (_, columns) in shapes.items()}
 
 
 def load_report(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -218,15 +194,20 @@ def load_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     return report
 
 
-def load(path: str | os.PathLike[str], **options: Any) -> Any:
+def load(path: str | os.PathLike[str], *, dense: bool = False, **options: Any) -> Any:
     """Load a saved result as the transformers model it is.
+
+    A result saved with ``storage="sparse"`` keeps its pruned matrices compressed in memory
+    (:class:`pyprune.SparseLinear`).
 
     Parameters
     ----------
     path : str or Path
         A folder written by :meth:`PruneResult.save`.
+    dense : bool
+        Give plain ``nn.Linear`` whatever the storage.
     **options
-        Handed on to ``from_pretrained``, e.g. ``dtype=torch.float32``.
+        Handed on to ``from_pretrained``, e.g. ``dtype=torch.float32``; of sparse storage ``dtype`` alone.
 
     Returns
     -------
@@ -236,21 +217,19 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     Raises
     ------
     InputError
-        No such folder, or its config names no model class.
+        No such folder, its config names no model class, or sparse files that are damaged or do not fit the config.
     """
-    import transformers
-
     folder = _existing(path)
-    config = transformers.AutoConfig.from_pretrained(folder)
-    names = getattr(config, "architectures", None) or []
-    loader = getattr(transformers, names[0], None) if names else None
-    if loader is None:
+    if not is_sparse(folder):
+        return model_class(read_config(folder)).from_pretrained(folder, **options)
+    dtype = options.pop("dtype", None)
+    if options or not isinstance(dtype, torch.dtype | None):
         raise InputError(
-            f"{folder} does not say which model class it holds",
-            seen=f"architectures {names}",
-            hint="transformers.AutoModelFor...from_pretrained(path)",
+            "sparse storage is loaded with dense= and dtype= only",
+            seen=", ".join(options) or f"dtype={dtype!r}",
+            hint="dtype=torch.float32; or dense storage (pyprune.result.export) and from_pretrained",
         )
-    return loader.from_pretrained(folder, **options)
+    return load_sparse(folder, dense=dense, dtype=dtype)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
@@ -263,3 +242,106 @@ def _existing(path: str | os.PathLike[str]) -> Path:
             hint="the folder given to save or --output; other models load with transformers",
         )
     return folder
+
+
+def export(
+    path: str | os.PathLike[str], output: str | os.PathLike[str], *, storage: str, values: str | None = None
+) -> Path:
+    """Write a saved result with the other storage, or with other values; the model itself is never made.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder written by :meth:`PruneResult.save` or :func:`pyprune.prune_streaming`.
+    output : str or Path
+        Another folder.
+    storage : {"dense", "sparse"}
+        "dense" is what plain transformers loads, the bits of the weights equal (int8 values: float32). From dense to
+        sparse the saved masks say what is kept.
+    values : {"float32", "bfloat16", "float16", "int8"}, optional
+        As for :meth:`PruneResult.save`.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    InputError
+        No such result, it has this storage already, or one of the reasons of :meth:`PruneResult.save`.
+    """
+    folder, dtype = _existing(path), _check_storage(storage, values)
+    target = Path(output).expanduser().absolute()
+    if target.resolve() == folder.resolve():
+        raise InputError("the output is the folder of the model itself", hint="another folder")
+    if storage == "sparse":
+        matrices, plain = _compressed(folder, dtype)
+        with whole_folder(target, _bytes(matrices, plain)) as part:
+            write_files(part, matrices, plain)
+            _copy_rest(folder, part)
+    elif is_sparse(folder):
+        _write_dense(folder, target)
+    else:
+        raise InputError(f"{folder} is dense already", hint='storage="sparse" (--sparse)')
+    return target
+
+
+def _compressed(folder: Path, dtype: torch.dtype | None) -> tuple[dict[str, SparseWeight], dict[str, Tensor]]:
+    """Matrices and plain tensors of a saved result."""
+    if is_sparse(folder):
+        files, _ = open_sparse(folder)
+        matrices = {name: _with_values(files.matrix(name), dtype) for name in files.layouts}
+        return matrices, {name: files.tensor(name) for name in files.plain}
+    source = Checkpoint(folder)
+    likes = stored_tensors(empty_model(source.shards))
+    for name, like in likes.items():
+        source.spec(name, like)
+    matrices = {}
+    for name, mask in load_masks(folder).items():
+        if f"{name}.weight" not in likes:
+            raise InputError(f"{folder} has a mask for {name}, which is no linear of the model")
+        weight = source.read(f"{name}.weight", likes.pop(f"{name}.weight"))
+        matrices[name] = compress_as(weight, mask, dtype=dtype)
+    return matrices, {name: source.read(name, like) for name, like in likes.items()}
+
+
+def _with_values(weight: SparseWeight, dtype: torch.dtype | None) -> SparseWeight:
+    if dtype in (None, weight.dtype):
+        return weight
+    return compress(weight.to_dense(), weight.mask(), format=weight.format, geometry=weight.geometry, dtype=dtype)
+
+
+def _write_dense(folder: Path, target: Path) -> None:
+    """Matrix by matrix."""
+    files, model = open_sparse(folder)
+    specs = {
+        name: files.plain[name] if name in files.plain else files.dense(name.removesuffix(".weight"))
+        for name in stored_tensors(model)
+    }
+    shapes = {name: layout.shape for name, layout in files.layouts.items()}
+    packed = mask_specs(shapes)
+    needed = sum(spec.bytes for spec in [*specs.values(), *packed.values()])
+    with (
+        whole_folder(target, needed) as part,
+        ShardWriter(part, specs) as weights,
+        TensorWriter(part / MASKS, packed, mask_shapes(shapes)) as masks,
+    ):
+        for name in files.plain:
+            weights.put(name, files.tensor(name))
+        for name in files.layouts:
+            weight = files.matrix(name)
+            weights.put(f"{name}.weight", weight.to_dense())
+            masks.put(name, pack_bits(weight.mask()))
+        _copy_rest(folder, part)
+
+
+def _copy_rest(folder: Path, part: Path) -> None:
+    """Config, tokenizer, report: what holds no weights."""
+    for file in folder.iterdir():
+        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
+            shutil.copyfile(file, part / file.name)
+
+
+def _bytes(matrices: Mapping[str, SparseWeight], plain: Mapping[str, Tensor]) -> int:
+    return sum(weight.nbytes for weight in matrices.values()) + sum(tensor.nbytes for tensor in plain.values())

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
+from pyprune.sparse.loading import load_sparse
+from pyprune.sparse.storage import is_sparse
 from pyprune.tasks.hub import patience
 
 HEADS = {
@@ -63,6 +65,9 @@ def open_model(name: str, *, head: str | None = None, families: Sequence[str] | 
             seen=f"architectures: {architecture or '(not stated in config.json)'}",
             hint=f"a checkpoint saved from {HEADS[head] if head else ', '.join(HEADS.values())}",
         )
+    if Path(name).is_dir() and is_sparse(Path(name)):
+        # what is to be pruned again must be dense
+        return load_sparse(Path(name), dense=families is not None).float().eval()
     if Path(name).is_dir():
         _check_weights(Path(name))
     loader = getattr(transformers, HEADS[suffix])

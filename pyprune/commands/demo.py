@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Prune, judge, print a table and a sentence."""
     from pyprune.commands.checkpoints import open_model, open_tokenizer
     from pyprune.demo import METHODS, SPARSITIES, model_folder, run_demo, story
+    from pyprune.files import check_target
     from pyprune.progress import bars_only
-    from pyprune.result import check_target
 
     if arguments.output is not None:
         common.writable_parent(arguments.output / "model")

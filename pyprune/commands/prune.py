@@ -28,20 +28,23 @@ examples:
       what would be pruned and how much memory that takes, without doing it
   pyprune prune MODEL --data train.tsv --output pruned --resume
       go on after Ctrl-C, a kill or a full disk; the result is the same to the last bit
+  pyprune prune MODEL --data train.tsv --sparsity 0.9 --storage sparse --values bfloat16 --output pruned
+      a seventh of the bytes, on disk and in memory; `pyprune export pruned --dense DIR` gives plain weights back
   pyprune prune LLAMA --streaming --data train.txt --sparsity 0.5 --output pruned
       a language model that does not fit into memory, block by block; --spill DIR keeps activations on disk
   pyprune prune config.json --random-weights --dry-run
       the plan for a shape of which there is only a config; with --output its blocks are drawn and pruned
 
-OUTPUT holds model.safetensors, config and tokenizer, which AutoModel*.from_pretrained loads, and pyprune.json with
-settings, versions, sparsity, error and seconds of every layer. While it runs, finished blocks are kept in
-OUTPUT.journal, which goes away at the end.
+OUTPUT holds model.safetensors, config and tokenizer, which AutoModel*.from_pretrained loads (with --storage sparse
+pyprune.safetensors, which pyprune.load loads), and pyprune.json with settings, versions, sparsity, error and seconds of
+every layer. While it runs, finished blocks are kept in OUTPUT.journal, which goes away at the end.
 """
 
 
 def add(commands: Any) -> None:
     """Enter the command into the parser."""
     from pyprune import methods, solvers
+    from pyprune.result import STORAGES, VALUES
     from pyprune.tasks.registry import TASKS
 
     parser = commands.add_parser(
@@ -107,6 +110,15 @@ def add(commands: Any) -> None:
         "--evaluate", metavar="FILE", help="accuracy of both models on labelled data, of language models perplexity"
     )
     out.add_argument("--no-evaluate", action="store_true", help="with --task: leave the evaluation out")
+    out.add_argument(
+        "--storage",
+        choices=STORAGES,
+        default="dense",
+        help="sparse: without the zeros, for pyprune.load (default dense, for plain transformers too)",
+    )
+    out.add_argument(
+        "--values", choices=tuple(VALUES), help="of the weights in sparse storage (default: the model's own type)"
+    )
     out.add_argument("--resume", action="store_true", help="go on with the finished blocks in OUTPUT.journal")
     out.add_argument("--dry-run", action="store_true", help="print plan and memory, change nothing")
     out.add_argument("--spill", type=Path, metavar="DIR", help="keep activations in files there instead of in memory")
@@ -171,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
             result.report["evaluation"] = common.jsonable(evaluation)
     saved = None
     if arguments.output is not None:
-        saved = result.save(arguments.output)
+        saved = result.save(arguments.output, storage=arguments.storage, values=arguments.values)
         shutil.rmtree(_journal(arguments.output), ignore_errors=True)
     _tell(arguments, saved, result.report)
     return 0
@@ -219,6 +231,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
     streaming.check_usage(arguments)
     if arguments.data is None and arguments.task is None and not arguments.random_weights:
         arguments.parser.error("pass --data FILE or --task TASK: pruning needs some text (no labels)")
+    if arguments.values is not None and arguments.storage != "sparse":
+        arguments.parser.error("--values goes with --storage sparse")
     if arguments.resume and arguments.output is None:
         arguments.parser.error("--resume goes with --output: finished blocks are kept beside it")
     if arguments.scope is not None and isinstance(_pattern(arguments), NM):
@@ -266,7 +280,7 @@ def _blocks(journal: Path) -> int:
 
 def _check_output(output: Path, model: str) -> None:
     # hours of work must not end in front of a folder that cannot be written
-    from pyprune.result import check_target
+    from pyprune.files import check_target
 
     target = output.expanduser().absolute()
     if Path(model).is_dir() and target.resolve() == Path(model).resolve():

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
+from pyprune.files import check_target, whole_folder
 from pyprune.methods.calibration import gather, random_batches
 from pyprune.methods.driver import Driver, Progress, Silent
 from pyprune.methods.journal import Journal, fingerprint, model_sha256
@@ -23,11 +23,17 @@ from pyprune.methods.report import Clock, make_report
 from pyprune.methods.request import resolve
 from pyprune.models.replay import quiet
 from pyprune.models.skeleton import Skeleton, read_config
-from pyprune.models.weights import INDEX, Checkpoint, RandomWeights, Source, Spec, TensorWriter, shards
+from pyprune.models.weights import (
+    SHARD,
+    Checkpoint,
+    RandomWeights,
+    ShardWriter,
+    Source,
+    TensorWriter,
+)
+from pyprune.ops.sparse_weight import pack_bits
 from pyprune.patterns import Pattern
-from pyprune.result import MASKS, check_target, pack, shapes_of, whole_folder, write_report
-
-SHARD = 5 * 10**9  # bytes a file at most, as transformers has it
+from pyprune.result import MASKS, mask_shapes, mask_specs, write_report
 
 
 @dataclass(frozen=True)
@@ -223,45 +229,33 @@ def _write(
 ) -> None:
     """Put the result together, one block in memory at a time."""
     model, adapter, specs = skeleton.model, skeleton.adapter, skeleton.specs
-    files = shards(specs, shard_bytes)
     masks = {
-        f"{adapter.block_name(model, index)}.{name}": linear.weight
+        f"{adapter.block_name(model, index)}.{name}": tuple(linear.weight.shape)
         for index, block in enumerate(adapter.blocks(model))
         for name, linear in adapter.linears(block).items()
     }
-    packed = {name: Spec(torch.uint8, (-(-weight.numel() // 8),)) for name, weight in masks.items()}
+    packed = mask_specs(masks)
     needed = sum(spec.bytes for spec in [*specs.values(), *packed.values()])
-    with whole_folder(target, needed) as part, ExitStack() as stack:
-        writers: dict[str, TensorWriter] = {}
-        for file, group in files.items():
-            writer = stack.enter_context(TensorWriter(part / file, group, {"format": "pt"}))
-            writers |= dict.fromkeys(group, writer)
-        bits = stack.enter_context(TensorWriter(part / MASKS, packed, shapes_of(masks)))
+    with (
+        whole_folder(target, needed) as part,
+        ShardWriter(part, specs, shard_bytes) as weights,
+        TensorWriter(part / MASKS, packed, mask_shapes(masks)) as bits,
+    ):
         left = dict.fromkeys(specs)
         for index in range(len(skeleton)):
             prefix = adapter.block_name(model, index)
             finished = journal.load(index)
             for name, value in finished.tensors.items():
-                writers[f"{prefix}.{name}"].put(f"{prefix}.{name}", value)
+                weights.put(f"{prefix}.{name}", value)
                 del left[f"{prefix}.{name}"]
             for name, mask in finished.masks.items():
-                bits.put(f"{prefix}.{name}", pack(mask))
+                bits.put(f"{prefix}.{name}", pack_bits(mask))
         for name in left:
-            writers[name].put(name, skeleton.read(name))
-        if len(files) > 1:
-            _write_index(part / INDEX, files)
+            weights.put(name, skeleton.read(name))
         _write_config(part, skeleton, source)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
         write_report(part, report)
-
-
-def _write_index(path: Path, files: Mapping[str, Mapping[str, Spec]]) -> None:
-    import json
-
-    total = sum(spec.bytes for group in files.values() for spec in group.values())
-    where = {name: file for file, group in files.items() for name in group}
-    path.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=1), encoding="utf-8")
 
 
 def _write_config(folder: Path, skeleton: Skeleton, source: Path) -> None:

@@ -35,8 +35,29 @@ def read_config(path: Path) -> Any:
         return config
     except OSError as error:
         raise InputError(f"there is no config at {path}", seen=error.strerror, hint="a folder or file") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # each class checks its settings in a way of its own
         raise InputError(f"{file} is not the config of a model", seen=str(error)[:300]) from None
+
+
+def model_class(config: Any) -> Any:
+    """The class of transformers that a config was saved with.
+
+    Raises
+    ------
+    InputError
+        It names none.
+    """
+    import transformers
+
+    names = getattr(config, "architectures", None) or [None]
+    found = getattr(transformers, names[0], None) if isinstance(names[0], str) else None
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        raise InputError(
+            f"{config._name_or_path} does not say which model class it holds",
+            seen=f"architectures {names}"[:200],
+            hint="transformers.AutoModelFor...from_pretrained(path)",
+        )
+    return found
 
 
 class Skeleton:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import heads_of
 from torch import Tensor, nn
 
 import pyprune
 from pyprune.errors import InputError
-from pyprune.result import load_masks, load_report
+from pyprune.result import export, load_masks, load_report
 
 Tiny = Callable[..., nn.Module]
 Batches = Callable[..., list[dict[str, Tensor]]]
@@ -45,6 +46,35 @@ def test_plain_transformers_loads_it(tiny: Tiny, batches_of: Batches, tmp_path: 
         assert masks.keys() == result.masks.keys()
         assert all(torch.equal(masks[name], result.masks[name]) for name in masks)
         assert load_report(folder) == result.report == json.loads((folder / "pyprune.json").read_text())
+
+
+def test_sparse_storage_holds_the_same(tiny: Tiny, batches_of: Batches, tmp_path: Path, family: str) -> None:
+    result = pyprune.prune(tiny(family, heads_of(family)[0], layers=1), batches_of(2), method="magnitude", sparsity=0.9)
+    folder, batch = result.save(tmp_path / "sparse", storage="sparse"), batches_of(1)[0]
+    with torch.inference_mode():
+        got, wanted = (model(**batch).logits for model in (pyprune.load(folder), result.model))
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    dense = pyprune.load(folder, dense=True).state_dict()
+    assert dense.keys() == result.model.state_dict().keys()
+    assert all(torch.equal(dense[name], value) for name, value in result.model.state_dict().items())
+    masks = load_masks(folder)
+    assert list(masks) == list(result.masks)
+    assert all(torch.equal(masks[name], result.masks[name]) for name in masks)
+    plain = export(folder, tmp_path / "plain", storage="dense")
+    assert all(torch.equal(dense[name], value) for name, value in pyprune.load(plain).state_dict().items())
+    again = export(plain, tmp_path / "again", storage="sparse")
+    assert (again / "pyprune.safetensors").read_bytes() == (folder / "pyprune.safetensors").read_bytes()
+
+
+def test_storage_that_does_not_exist(result: pyprune.PruneResult, tmp_path: Path) -> None:
+    for options, message in (
+        ({"storage": "zip"}, "unknown storage"),
+        ({"values": "int8"}, "sparse storage only"),
+        ({"storage": "sparse", "values": "int4"}, "unknown values"),
+    ):
+        with pytest.raises(InputError, match=message):
+            result.save(tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_whoever_may_read_one_file_may_read_all(result: pyprune.PruneResult, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``pyprune export``: a pruned model with the other storage, matrix by matrix."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pyprune.commands import common
+from pyprune.result import VALUES
+
+_EPILOG = """\
+examples:
+  pyprune export pruned --sparse small
+      without the zeros: for pyprune.load, which keeps the matrices compressed in memory
+  pyprune export pruned --sparse small --values bfloat16
+      float32, bfloat16, float16, or int8 with a scale for each row; without --values the bits stay
+  pyprune export small --dense plain
+      with the zeros: for AutoModel*.from_pretrained, the same bits (int8: as float32)
+
+MODEL is a folder written by pyprune; config, tokenizer and pyprune.json go along. docs/format.md describes the files.
+"""
+
+
+def add(commands: Any) -> None:
+    """Enter the command into the parser."""
+    parser = commands.add_parser(
+        "export",
+        help="store a pruned model with or without its zeros",
+        description="Write a pruned model anew, with (--dense) or without (--sparse) the zeros of its matrices.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="folder written by pyprune")
+    out = parser.add_argument_group("output").add_mutually_exclusive_group(required=True)
+    out.add_argument("--dense", type=Path, metavar="DIR", help="for plain transformers")
+    out.add_argument("--sparse", type=Path, metavar="DIR", help="for pyprune.load")
+    parser.add_argument("--values", choices=tuple(VALUES), help="of the weights, with --sparse (default: as they are)")
+    common.add_general(parser)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the folder, say how large it is."""
+    if arguments.values is not None and arguments.sparse is None:
+        arguments.parser.error("--values goes with --sparse")
+
+    from pyprune.result import export
+
+    storage = "sparse" if arguments.dense is None else "dense"
+    output = arguments.sparse or arguments.dense
+    common.writable_parent(output)
+    folder = export(arguments.model, output, storage=storage, values=arguments.values)
+    sizes = {name: _weights(path) for name, path in (("before", arguments.model.expanduser()), ("after", folder))}
+    if arguments.json:
+        common.print_json({"output": str(folder), "storage": storage, "bytes": sizes})
+    else:
+        change = f"{common.mebibytes(sizes['before'])} -> {common.mebibytes(sizes['after'])}"
+        print(common.table([("weights", change), ("saved in", str(folder))]))
+    return 0
+
+
+def _weights(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

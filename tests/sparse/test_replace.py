@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sparsify replaces what should be sparse, leaves the rest, and says why."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from small import logits, pruned
+from torch import nn
+
+import pyprune
+from pyprune.errors import InputError
+from pyprune.sparse import SparseLinear
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama"])
+def test_models_of_a_known_family(family: str) -> None:
+    result = pruned(family, "lm" if family == "llama" else "classification")
+    before = copy.deepcopy(result.model.state_dict())
+    model = pyprune.sparsify(result.model, masks=result.masks)
+    torch.testing.assert_close(logits(model), logits(result.model), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in result.model.state_dict().items())
+    kinds = {choice.format for choice in model.pyprune_sparse}
+    assert kinds == {"bitmask", "nm", "block", None}
+    for choice in model.pyprune_sparse:
+        module = model.get_submodule(choice.name)
+        assert isinstance(module, nn.Linear if choice.format is None else SparseLinear)
+        assert module.bias is None or module.bias is not result.model.get_submodule(choice.name).bias
+    assert "sparse is faster" in str(model.pyprune_sparse)
+    assert "stays dense: it has no zeros" in str(model.pyprune_sparse)
+    found = pyprune.sparsify(result.model)  # without masks: zeros of the blocks alone
+    assert [choice.name for choice in found.pyprune_sparse] == [choice.name for choice in model.pyprune_sparse]
+
+
+def test_any_module_and_formats() -> None:
+    shared = nn.Linear(16, 16)
+    shared.weight.data[:, 1:] = 0
+    model = nn.Sequential(shared, nn.ReLU(), nn.Linear(16, 16), shared)
+    dense = copy.deepcopy(model)
+    assert pyprune.sparsify(model, inplace=True, dtype=torch.bfloat16) is model
+    assert isinstance(model[0], SparseLinear)
+    assert model[0] is model[3]
+    assert model[0].sparse.dtype == torch.bfloat16
+    assert type(model[2]) is nn.Linear
+    for format in ("dense", "bitmask", "block"):
+        found: SparseLinear = pyprune.sparsify(dense, format)[0]
+        assert found.sparse.format == format
+        assert torch.equal(found.weight, dense[0].weight)
+    dense[2].weight.data[0, :3] = 0
+    assert "dense is faster" in str(pyprune.sparsify(dense).pyprune_sparse)
+
+
+def test_wrong_requests() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(InputError, match="unknown format"):
+        pyprune.sparsify(model, "csr")
+    with pytest.raises(InputError, match=r"no plain nn\.Linear"):
+        pyprune.sparsify(model, masks={"1": torch.ones(8, 8, dtype=torch.bool)})
+    with pytest.raises(InputError, match="must be bool and of the weight's shape"):
+        pyprune.sparsify(model, "bitmask", masks={"0": torch.zeros(4, 8, dtype=torch.bool)})
