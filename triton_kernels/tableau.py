@@ -10,7 +10,7 @@ operator), with L the factor of a panel's pivot block and X the panel's rows, is
 Columns have positions: those of N from 0 on, those of R from `start` on, the border last; between them is padding,
 whose rows and columns are zero but for ones on the diagonal.
 
-2 n w² multiply-adds a row, n = |N|, w = its positions, in batched products that reuse each number `PANEL` times.
+n w² multiply-adds a row, n = |N|, w = its positions, in batched products that reuse each number `PANEL` times.
 """
 
 from __future__ import annotations
