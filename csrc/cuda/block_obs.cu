@@ -60,7 +60,7 @@ struct Job {
     }
 };
 
-__device__ __forceinline__ std::int64_t pair_index(std::int64_t a, std::int64_t b) {
+__device__ __forceinline__ int pair_index(int a, int b) {
     return a * (a + 1) / 2 + b;
 }
 
@@ -198,7 +198,8 @@ template <int rows>
 __global__ void __launch_bounds__(kColumns) extend_kernel(Job job, std::int64_t depth) {
     __shared__ double coefficient[kDepth * rows];
     const BlockObsShape& shape = job.shape;
-    const std::int64_t k = job.columns(), width = shape.width;
+    const std::int64_t k = job.columns();
+    const int width = static_cast<int>(shape.width), blocks = static_cast<int>(shape.blocks);
     const Tile tile(k);
     const std::int64_t t = job.state[tile.group];
     if (t < 0) {
@@ -206,19 +207,19 @@ __global__ void __launch_bounds__(kColumns) extend_kernel(Job job, std::int64_t 
     }
     const Group group(job, tile.group);
     const std::int64_t j = tile.item < k ? tile.item : k - 1;  // beyond the last: a copy of it that is not stored
-    for (std::int64_t first = 0; first < width; first += rows) {
+    for (int first = 0; first < width; first += rows) {
         double sum[rows];
 #pragma unroll
         for (int a = 0; a < rows; ++a) {
-            const std::int64_t own = first + a < width ? first + a : width - 1;
-            sum[a] = group.base[(own * shape.blocks + t) * k + j];
+            const int own = first + a < width ? first + a : width - 1;
+            sum[a] = group.base[(own * blocks + t) * k + j];
         }
         for (std::int64_t above = 0; above < depth; above += kDepth) {
             const int count = static_cast<int>(depth - above < kDepth ? depth - above : kDepth);
             __syncthreads();  // the coefficients before these have been read
             for (int entry = static_cast<int>(threadIdx.x); entry < count * rows; entry += kColumns) {
-                const std::int64_t q = above + entry / rows, a = first + entry % rows;
-                coefficient[entry] = a < width ? group.chain[q * k + a * shape.blocks + t] : 0.0;
+                const int a = first + entry % rows;
+                coefficient[entry] = a < width ? group.chain[(above + entry / rows) * k + a * blocks + t] : 0.0;
             }
             __syncthreads();
             const double* line = group.chain + above * k + j;
@@ -242,94 +243,105 @@ __global__ void __launch_bounds__(kColumns) extend_kernel(Job job, std::int64_t 
         return;
     }
     double* const fresh = group.chain + depth * k + j;
-    for (std::int64_t a = 0; a < width; ++a) {
+    for (int a = 0; a < width; ++a) {
         double sum = fresh[a * k];
-        for (std::int64_t c = 0; c < a; ++c) {
+        for (int c = 0; c < a; ++c) {
             sum -= group.root[a * width + c] * fresh[c * k];
         }
         fresh[a * k] = sum * group.root[a * width + a];
     }
     for (std::int64_t r = 0; r < shape.height; ++r) {
         double sum = group.weight[r * k + j];
-        for (std::int64_t a = 0; a < width; ++a) {
+        for (int a = 0; a < width; ++a) {
             sum -= group.white[r * width + a] * fresh[a * k];
         }
         group.weight[r * k + j] = sum;
     }
 }
 
-/// L D L^T of block t, D inverted; whether all pivots are above their floors.
-__device__ bool factor_for_score(const Group& group, const double* floor, std::int64_t t, const BlockObsShape& shape) {
-    const std::int64_t blocks = shape.blocks;
-    double* const factor = group.factor + t;
+/// The blocks of one thread's place: entry (a, b) of a triangle, or column a of a row.
+struct Strided {
+    double* at;
+    int stride;
+
+    __device__ __forceinline__ double& operator()(int a, int b) const { return at[pair_index(a, b) * stride]; }
+    __device__ __forceinline__ double& operator[](int a) const { return at[a * stride]; }
+};
+
+/// L D L^T of a block, D inverted; whether all pivots are above their floors.
+__device__ bool factor_for_score(const Strided& factor, const Strided& diagonal, const double* floor, int width) {
     bool positive = true;
-    for (std::int64_t a = 0; a < shape.width; ++a) {
-        double* const row = factor + pair_index(a, 0) * blocks;
-        for (std::int64_t b = 0; b < a; ++b) {  // holds L D until the row is complete
-            const double* const above = factor + pair_index(b, 0) * blocks;
-            double sum = group.diagonal[pair_index(a, b) * blocks + t];
-            for (std::int64_t c = 0; c < b; ++c) {
-                sum -= row[c * blocks] * above[c * blocks];
+    for (int a = 0; a < width; ++a) {
+        for (int b = 0; b < a; ++b) {  // holds L D until the row is complete
+            double sum = diagonal(a, b);
+            for (int c = 0; c < b; ++c) {
+                sum -= factor(a, c) * factor(b, c);
             }
-            row[b * blocks] = sum;
+            factor(a, b) = sum;
         }
-        double pivot = group.diagonal[pair_index(a, a) * blocks + t];
-        for (std::int64_t c = 0; c < a; ++c) {
-            const double scaled = row[c * blocks], entry = scaled * factor[pair_index(c, c) * blocks];
+        double pivot = diagonal(a, a);
+        for (int c = 0; c < a; ++c) {
+            const double scaled = factor(a, c), entry = scaled * factor(c, c);
             pivot -= scaled * entry;
-            row[c * blocks] = entry;
+            factor(a, c) = entry;
         }
-        positive &= pivot > floor[a * blocks + t];
-        row[a * blocks] = 1.0 / (positive ? pivot : 1.0);
+        positive &= pivot > floor[a * diagonal.stride];
+        factor(a, a) = 1.0 / (positive ? pivot : 1.0);
     }
     return positive;
+}
+
+/// A_TT less F_T^T F_T.
+__device__ void lose(const Strided& diagonal, const double* fresh, std::int64_t k, int width) {
+    for (int a = 0; a < width; ++a) {
+        for (int b = 0; b <= a; ++b) {
+            const double *left = fresh + a * diagonal.stride, *right = fresh + b * diagonal.stride;
+            double sum = diagonal(a, b);
+            for (int c = 0; c < width; ++c, left += k, right += k) {
+                sum -= *left * *right;
+            }
+            diagonal(a, b) = sum;
+        }
+    }
 }
 
 /// Scores of all open blocks; before that, of `removed`, what the last step took from their part of the inverse.
 template <bool removed>
 __global__ void __launch_bounds__(kColumns) score_kernel(Job job, std::int64_t depth) {
-    const BlockObsShape& shape = job.shape;
-    const std::int64_t blocks = shape.blocks, width = shape.width, k = job.columns();
+    const int blocks = static_cast<int>(job.shape.blocks), width = static_cast<int>(job.shape.width);
+    const std::int64_t k = job.columns();
     const Tile tile(blocks);
-    const std::int64_t t = tile.item, gone = removed ? job.state[tile.group] : kEnded;
-    if (t >= blocks || (removed && gone < 0)) {
+    const std::int64_t gone = removed ? job.state[tile.group] : kEnded;
+    if (tile.item >= blocks || (removed && gone < 0)) {
         return;
     }
     const Group group(job, tile.group);
-    if (t == gone) {
-        group.diagonal[t] = -static_cast<double>(INFINITY);  // never above its floor
+    const Strided diagonal{group.diagonal + tile.item, blocks};
+    if (tile.item == gone) {
+        diagonal(0, 0) = -static_cast<double>(INFINITY);  // never above its floor
     }
-    if (removed && group.diagonal[t] > -static_cast<double>(INFINITY)) {
-        const double* const fresh = group.chain + depth * k + t;
-        for (std::int64_t a = 0; a < width; ++a) {
-            for (std::int64_t b = 0; b <= a; ++b) {
-                double sum = group.diagonal[pair_index(a, b) * blocks + t];
-                for (std::int64_t c = 0; c < width; ++c) {
-                    sum -= fresh[c * k + a * blocks] * fresh[c * k + b * blocks];
-                }
-                group.diagonal[pair_index(a, b) * blocks + t] = sum;
-            }
-        }
+    if (removed && diagonal(0, 0) > -static_cast<double>(INFINITY)) {
+        lose(diagonal, group.chain + depth * k + tile.item, k, width);
     }
-    if (!(group.diagonal[t] > job.floor[t]) || !factor_for_score(group, job.floor, t, shape)) {
-        group.score[t] = INFINITY;
+    const Strided factor{group.factor + tile.item, blocks}, line{group.line + tile.item, blocks};
+    const double* const floor = job.floor + tile.item;
+    if (!(diagonal(0, 0) > *floor) || !factor_for_score(factor, diagonal, floor, width)) {
+        group.score[tile.item] = INFINITY;
         return;
     }
     double total = 0.0;
-    const double* const factor = group.factor + t;
-    double* const line = group.line + t;
-    for (std::int64_t r = 0; r < shape.height; ++r) {
-        for (std::int64_t a = 0; a < width; ++a) {
-            const double* const row = factor + pair_index(a, 0) * blocks;
-            double sum = group.weight[r * k + a * blocks + t];
-            for (std::int64_t c = 0; c < a; ++c) {
-                sum -= row[c * blocks] * line[c * blocks];
+    const double* weight = group.weight + tile.item;
+    for (std::int64_t r = 0; r < job.shape.height; ++r, weight += k) {
+        for (int a = 0; a < width; ++a) {
+            double sum = weight[a * blocks];
+            for (int c = 0; c < a; ++c) {
+                sum -= factor(a, c) * line[c];
             }
-            line[a * blocks] = sum;
-            total += sum * sum * row[a * blocks];
+            line[a] = sum;
+            total += sum * sum * factor(a, a);
         }
     }
-    group.score[t] = total;
+    group.score[tile.item] = total;
 }
 
 template <typename Kernel>
@@ -363,6 +375,9 @@ void block_obs(double* weight, std::int64_t* order, double* loss, std::int64_t* 
     }
     if (shape.groups <= 0 || shape.blocks <= 0) {
         return;
+    }
+    if (shape.blocks * shape.width * (shape.width + 1) / 2 > INT_MAX) {
+        throw std::runtime_error("block_obs: too many columns");
     }
     const Job job = {weight,      order, loss,  state, chain, diagonal, workspace, base,
                      base_stride, floor, count, shape, (last - first) * shape.width};
