@@ -11,7 +11,7 @@ import torch
 from problems import features, gram_of
 from tolerances import GREEDY, relative
 
-from pyprune import ops
+from pyprune import Block, LayerProblem, backends, ops, solve
 from pyprune.errors import NumericsError
 from pyprune.ops.block_obs import block_obs_reference
 
@@ -72,6 +72,18 @@ class TestEmulated:
         assert ops.block_obs(inverse, torch.ones(2, 6), 1, height=2, width=2)[1].tolist() == [[0]]
         with pytest.raises(NumericsError, match="rows 2 to 3"):
             ops.block_obs(inverse, torch.ones(4, 6), torch.tensor([1, 3]), height=2, width=2)
+
+    @pytest.mark.parametrize("scope", ["row", "layer"])
+    def test_the_solver_takes_it(self, emulated, scope, generator):
+        gram, _, weight = problem(6, 16, generator)
+        launches = emulated.launches()
+        found = solve(LayerProblem(weight, gram), Block(2, 4, 0.5, scope), "obs")
+        assert emulated.launches() > launches
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backends, "choose", lambda op, device: backends._choose(op, device, "reference"))
+            wanted = solve(LayerProblem(weight, gram), Block(2, 4, 0.5, scope), "obs")
+        assert torch.equal(found.mask, wanted.mask)
+        assert relative(found.weight, wanted.weight) <= GREEDY
 
     def test_wider_blocks_go_to_the_reference(self, emulated, generator):
         launches = emulated.launches()

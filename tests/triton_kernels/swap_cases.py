@@ -12,8 +12,10 @@ from problems import features, gram_of
 from tolerances import relative
 from torch import Tensor
 
+from pyprune import NM, LayerProblem, Unstructured, backends, solve
 from pyprune.ops import masked_lstsq
 from pyprune.ops.swap import _swap_triton, swap_reference
+from pyprune.patterns import Pattern
 from pyprune.triton_kernels import swap, tableau
 from pyprune.triton_kernels.swap import Tile, improve
 from pyprune.triton_kernels.tableau import bordered, positions_of, sweep
@@ -188,6 +190,28 @@ def large_units(device: str) -> dict[str, Any]:
     }
 
 
+def solved(device: str, pattern: Pattern) -> dict[str, Any]:
+    """The solver takes it as it is, and no row's loss rises."""
+    gram, rhs, _ = make(4, 16, 0.5)
+    weight = torch.linalg.solve(gram, rhs.T).T
+    problem = LayerProblem(weight.to(device), gram.to(device))
+    choose, calls = backends.choose, []
+
+    def triton_for_swap(op: str, kind: str) -> backends.Choice:
+        calls.append(op)
+        return backends.Choice("triton", _swap_triton, ()) if op == "swap" else choose(op, kind)
+
+    with mock.patch.object(backends, "choose", triton_for_swap):
+        found = solve(problem, pattern, "swap")
+    with mock.patch.object(backends, "choose", lambda op, _: backends._choose(op, "cpu", "reference")):
+        wanted = solve(LayerProblem(weight, gram), pattern, "swap")
+    return {
+        "error": abs(found.error - wanted.error) / wanted.error,
+        "called": "swap" in calls,
+        "mask": torch.equal(found.mask.cpu(), wanted.mask),
+    }
+
+
 def findings(device: str) -> dict[str, Any]:
     some = torch.tensor([[0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19]])
     eye, row, mask = torch.eye(4, device=device), torch.ones(2, 4, device=device), torch.ones(2, 4, device=device) > 0
@@ -223,6 +247,8 @@ def findings(device: str) -> dict[str, Any]:
             "twins": twins(device),
             "not positive": not_positive(device),
             "large units": large_units(device),
+            "solver": solved(device, Unstructured(0.5, "layer")),
+            "solver, 2:4": solved(device, NM(2, 4)),
         },
         "refusals": refused(
             {
