@@ -35,6 +35,7 @@ from pyprune.triton_kernels.watch import Watch
 
 WORKSPACE = 4 << 30  # bytes of tableaus held at once
 DEPTH = 32  # exchanges before a tableau is made anew
+LOOK = 256  # tiles whose findings a warp looks through at once
 EVERY = 4  # exchanges between two looks at whether any row still goes
 _BLOCK = 128  # positions of a program of `turn_kernel`, one a lane; there are always more
 RECORDS = 8  # rows of former exchanges that are read at once
@@ -58,7 +59,7 @@ def tile_for(outside: int, itemsize: int) -> Tile:
 
 def warps_for(tiles: int) -> int:
     """Warps that look through what so many tiles found."""
-    return 4 if tiles > 256 else 1
+    return 4 if tiles > LOOK else 1
 
 
 def rows_at_once(width: int, itemsize: int) -> int:
@@ -139,7 +140,7 @@ class _Round:
             self.numbers, self.pairs, self.moved, self.made, self.gain, self.key, self.couplings, self.diagonal,
             self.border, self.place, self.at.start, self.left, self.least, self.first, tiles, self.place.shape[1],
             self.couplings.stride(0), self.line, step, GROUPED=self.of > 0, DEPTH=DEPTH,
-            BLOCK=256 * warps_for(tiles), num_warps=warps_for(tiles), num_stages=2, enable_fp_fusion=True,
+            BLOCK=LOOK * warps_for(tiles), num_warps=warps_for(tiles), num_stages=2, enable_fp_fusion=True,
         )  # fmt: skip
 
     def _turn(self, step: int) -> None:

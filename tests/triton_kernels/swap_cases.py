@@ -129,31 +129,36 @@ def buffers(device: str, dtype: torch.dtype, of: int) -> dict[str, Any]:
 
 
 def ties(device: str) -> dict[str, Any]:
-    """The lower pair first, whatever tile it is in."""
-    rhs = torch.ones(1, 40, dtype=F64, device=device)
-    rhs[0, 2], rhs[0, ::2] = 0.5, 2.0
-    mask = torch.zeros(1, 40, dtype=torch.bool, device=device)
-    mask[0, 1::2] = True
+    """The lower pair first, whatever tile it is in: of (0, 11) and (1, 6) the former, which is in a later one."""
+    gram = torch.eye(12, dtype=F64, device=device)
+    gram[1, 6] = gram[6, 1] = gram[0, 11] = gram[11, 0] = 0.5
+    rhs = torch.ones(1, 12, dtype=F64, device=device)
+    rhs[0, 6] = rhs[0, 11] = 3.0
+    mask = torch.arange(12, device=device)[None] < 6
     limit = torch.zeros(1, dtype=F64, device=device)
-    with mock.patch.object(swap, "tile_for", lambda *_: Tile(4, 8, 1)):
-        found, _, _ = _swap_triton(torch.eye(40, dtype=F64, device=device), rhs, mask, limit, 3, 0, None, None, True)
-    return {"error": 0.0, "mask": torch.nonzero(found[0] != mask[0])[:, 0].tolist() == [0, 1, 2, 3, 4, 5]}
+    with (
+        mock.patch.object(swap, "tile_for", lambda *_: Tile(2, 2, 1)),
+        mock.patch.object(swap, "LOOK", 2),
+        mock.patch.object(swap, "warps_for", lambda _: 1),
+    ):
+        found, _, _ = _swap_triton(gram, rhs, mask, limit, 1, 0, None, None, True)
+    return {"error": 0.0, "mask": torch.nonzero(found[0] != mask[0])[:, 0].tolist() == [0, 11]}
 
 
-def twins(device: str) -> dict[str, Any]:
-    """Columns that repeat each other are not exchanged for ever."""
-    generator = torch.Generator().manual_seed(3)
-    x = features(60, 12, generator)
-    x[:, 1::2] = x[:, ::2]
-    gram = gram_of(x, 1e-8)
-    rhs = torch.randn(2, 12, dtype=F64, generator=generator) @ gram
-    mask = torch.rand(2, 12, generator=generator) < 0.5
-    given = [tensor.to(device) for tensor in (gram, rhs, mask, torch.full((2,), 1e-4, dtype=F64))]
-    with mock.patch.object(swap, "DEPTH", 4):
+def stalled(device: str) -> dict[str, Any]:
+    """Exchanges that lower no loss, because gains drown in rounding, end with the tableau that shows it."""
+    gram, rhs, mask = make(2, 24, 0.5)
+    given = [tensor.to(device) for tensor in (gram, rhs, mask, torch.zeros(2, dtype=F64))]
+
+    def same_energy(*args: Any) -> tuple[Tensor, Tensor]:
+        energy, good = sweep(*args)
+        return torch.ones_like(energy), good
+
+    with mock.patch.object(swap, "DEPTH", 2), mock.patch.object(swap, "sweep", same_energy):
         found, exchanged, _ = _swap_triton(*given, 1000, 0, None, None, True)
     return {
         "error": 0.0,
-        "few": int(exchanged.max()) < 50,
+        "ended": exchanged.tolist() == [2, 2],
         "count": torch.equal(found.cpu().sum(dim=1), mask.sum(dim=1)),
     }
 
@@ -228,13 +233,14 @@ def findings(device: str) -> dict[str, Any]:
             "few kept": run(device, 3, 37, 0.2),
             "most kept": run(device, 2, 37, 0.8),
             "most kept, float64": run(device, 2, 37, 0.8, single=False, inverse=True),
-            "both sides": run(device, 4, 23, inverse=True),
+            "both sides": run(device, 4, 13, inverse=True),
             "at most two": run(device, 2, 24, most=2, single=False),
             "anew": run(device, 2, 29, depth=3, again=True),
             "anew, float64": run(device, 2, 29, single=False, depth=2, most=7),
             "in parts": run(device, 3, 13, workspace=100_000),
             "small tiles": run(device, 1, 40, 0.4, single=False, tile=Tile(8, 16, 1)),
             "2:4": run(device, 2, 32, of=4, again=True),
+            "2:4, most kept": run(device, 2, 20, 0.8, of=4, inverse=True),
             "groups of 5, float64": run(device, 2, 35, single=False, of=5, depth=3),
             "groups of 16, small tiles": run(device, 1, 32, of=16, tile=Tile(8, 4, 1)),
             "one group": run(device, 1, 12, of=12),
@@ -244,7 +250,7 @@ def findings(device: str) -> dict[str, Any]:
             "buffers": buffers(device, F32, 0),
             "buffers, float64": buffers(device, F64, 4),
             "ties": ties(device),
-            "twins": twins(device),
+            "stalled": stalled(device),
             "not positive": not_positive(device),
             "large units": large_units(device),
             "solver": solved(device, Unstructured(0.5, "layer")),

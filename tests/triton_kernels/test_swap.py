@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from costs import Cost
 
-from pyprune.triton_kernels.swap import DEPTH, RECORDS, WORKSPACE, rows_at_once, tile_for, warps_for
+from pyprune.triton_kernels.swap import DEPTH, LOOK, RECORDS, WORKSPACE, rows_at_once, tile_for, warps_for
 from pyprune.triton_kernels.swap_kernels import choose_kernel, pairs_kernel, turn_kernel
 from pyprune.triton_kernels.tableau import width_for
 
@@ -47,7 +47,7 @@ def cost_of(
 
 def choose_cost(tiles: int, element: str, registers: int, *, grouped: bool = False) -> Cost:
     warps = warps_for(tiles)
-    constants = {"GROUPED": grouped, "BLOCK": 256 * warps}
+    constants = {"GROUPED": grouped, "BLOCK": LOOK * warps}
     return cost_of(choose_kernel, str(tiles), element, registers, 64, warps, **constants)
 
 
