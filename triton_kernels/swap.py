@@ -108,7 +108,7 @@ class _Round:
     def _group(self) -> None:
         """Couplings within groups only, and where each slot's group has its slots of R."""
         index, start = self.at.index, self.at.start.long()
-        rows, width = index.shape
+        width = index.shape[1]
         slot = torch.arange(width, device=index.device)
         others = (index >= 0) & (slot >= start[:, None])
         last = torch.where(others, index // self.of, -1).cummax(dim=1).values  # rises along R
@@ -238,7 +238,14 @@ def improve(
             limit = torch.where(lower, least[part], torch.inf)
             left = (most - exchanged[part]).clamp(max=DEPTH + 1).int()
             exchanges = _Round(
-                tableau, at, max(inside, 1), max(outside, 1), 0 if of == size else of, limit, left, -1 if complement else 1
+                tableau,
+                at,
+                max(inside, 1),
+                max(outside, 1),
+                0 if of == size else of,
+                limit,
+                left,
+                -1 if complement else 1,
             )
             with torch.cuda.device_of(mask):  # Triton launches on the current device; no effect on CPU tensors
                 more = exchanges.run()
@@ -278,4 +285,6 @@ def _check(
         wanted.append(("columns", columns, (rows, columns.shape[-1]), torch.int64))
     for name, tensor, shape, dtype in wanted:
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device != mask.device:
-            raise ValueError(f"{name} must be {dtype} {shape} on {mask.device}, got {tuple(tensor.shape)} {tensor.dtype}")
+            raise ValueError(
+                f"{name} must be {dtype} {shape} on {mask.device}, got {tuple(tensor.shape)} {tensor.dtype}"
+            )

@@ -61,7 +61,7 @@ def positions_of(inside: Tensor, columns: Tensor) -> Positions:
 
 
 def bordered(matrix: Tensor, border: Tensor, at: Positions) -> Tensor:
-    """``[[K, b], [bᵀ, 0]]`` of each row, ``[rows, positions, positions]``: of ``matrix`` [k, k], ``border`` [rows, k]."""
+    """``[[K, b], [bᵀ, 0]]`` of each row, ``[rows, positions, positions]``; ``matrix`` [k, k], ``border`` [rows, k]."""
     columns = len(matrix)
     padding = at.index < 0
     index = torch.where(padding, columns, at.index)

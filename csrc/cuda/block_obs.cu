@@ -379,8 +379,19 @@ void block_obs(double* weight, std::int64_t* order, double* loss, std::int64_t* 
     if (shape.blocks * shape.width * (shape.width + 1) / 2 > INT_MAX) {
         throw std::runtime_error("block_obs: too many columns");
     }
-    const Job job = {weight,      order, loss,  state, chain, diagonal, workspace, base,
-                     base_stride, floor, count, shape, (last - first) * shape.width};
+    const Job job = {weight,
+                     order,
+                     loss,
+                     state,
+                     chain,
+                     diagonal,
+                     workspace,
+                     base,
+                     base_stride,
+                     floor,
+                     count,
+                     shape,
+                     (last - first) * shape.width};
     const std::int64_t k = job.columns();
     if (first == 0) {
         launch(score_kernel<false>, job, 0, shape.blocks, kColumns, stream, "block_obs: first scores");
@@ -388,7 +399,9 @@ void block_obs(double* weight, std::int64_t* order, double* loss, std::int64_t* 
     for (std::int64_t step = first; step < last; ++step) {
         const std::int64_t depth = (step - first) * shape.width;
         launch(choose_kernel, job, step, 1, kChoosers, stream, "block_obs: choice");
-        const auto extend = shape.width == 1 ? extend_kernel<1> : shape.width <= 4 ? extend_kernel<4> : extend_kernel<8>;
+        const auto extend = shape.width == 1   ? extend_kernel<1>
+                            : shape.width <= 4 ? extend_kernel<4>
+                                               : extend_kernel<8>;
         launch(extend, job, depth, k, kColumns, stream, "block_obs: rows");
         launch(score_kernel<true>, job, depth, shape.blocks, kColumns, stream, "block_obs: scores");
     }

@@ -37,7 +37,7 @@ def block_obs(
     count : int or Tensor of int64, shape (rows / height,)
         How many blocks each group loses.
     height, width : int
-        Of a block; they must divide ``rows`` and ``k``.
+        Of a block; they must divide ``rows`` and ``k``. On a GPU the reference serves blocks of more than 64 columns.
 
     Returns
     -------
@@ -194,21 +194,21 @@ def _block_obs_cuda(
     if not weight.numel() or not steps:
         return weight.clone(), order, loss
     plane = torch.arange(features, device=weight.device).reshape(blocks, width).T.reshape(-1)
-    planes, start = inverse[plane][:, plane].contiguous(), weight[:, plane].reshape(groups, height, features)
-    gone = start.new_empty(groups, blocks + 1, dtype=torch.bool)
-    height_at_once = groups_at_once(8 * features * (features + steps_at_once(features, width) * width), groups)
-    for part in torch.arange(groups, device=weight.device).split(height_at_once):
-        start[part], order[part], loss[part] = _remove(planes, start[part], count[part], steps, width)
-    gone.fill_(False).scatter_(1, torch.where(order < 0, blocks, order), True)
+    planes = inverse[plane][:, plane].contiguous()
+    moved = weight[:, plane].contiguous().reshape(groups, height, features)
+    at_once = groups_at_once(8 * features * (features + steps_at_once(features, width) * width), groups)
+    for first in range(0, groups, at_once):
+        part = slice(first, first + at_once)
+        order[part], loss[part] = _remove(planes, moved[part], count[part], steps, width)
+    gone = torch.zeros(groups, blocks + 1, dtype=torch.bool, device=weight.device)
+    gone.scatter_(1, torch.where(order < 0, blocks, order), True)
     pruned = torch.empty_like(weight)
-    pruned[:, plane] = start.masked_fill_(gone[:, None, :blocks].repeat(1, 1, width), 0.0).reshape(rows, features)
+    pruned[:, plane] = moved.masked_fill_(gone[:, None, :blocks].repeat(1, 1, width), 0.0).reshape(rows, features)
     return pruned, order, loss
 
 
-def _remove(
-    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Removals from weights ``[groups, height, k]``, columns in planes: weights, order, loss."""
+def _remove(inverse: Tensor, weight: Tensor, count: Tensor, steps: int, width: int) -> tuple[Tensor, Tensor]:
+    """Removals from weights ``[groups, height, k]``, columns in planes, in place: order and loss."""
     extension = backends.extension()
     groups, height, features = weight.shape
     blocks, panel = features // width, steps_at_once(features, width)
@@ -251,7 +251,7 @@ def _remove(
                 base = torch.baddbmm(base.expand(groups, -1, -1), lines.mT, lines, alpha=-1.0)
             elif last < steps:
                 base.baddbmm_(lines.mT, lines, alpha=-1.0)
-    return weight, order, loss
+    return order, loss
 
 
 _block_obs = library.register(

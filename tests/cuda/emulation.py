@@ -35,7 +35,13 @@ class Emulated:
 
     def __init__(self, library: ctypes.CDLL, extension: Any) -> None:
         self._library, self._extension = library, extension
-        for name in ("masked_factor_size", "masked_factor_on_chip", "obs_blocks", "obs_workspace", "block_obs_plan_cuda"):
+        for name in (
+            "masked_factor_size",
+            "masked_factor_on_chip",
+            "obs_blocks",
+            "obs_workspace",
+            "block_obs_plan_cuda",
+        ):
             getattr(library, name).restype = ctypes.c_int64
 
     def __getattr__(self, name: str) -> Any:

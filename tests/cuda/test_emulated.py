@@ -57,7 +57,12 @@ def test_cases(op: str, sanitizer: str, tmp_path: Path) -> None:
 BARRIERS = [
     ("gram", "gram.cu", "        __syncthreads();\n        buffer ^= 1;", "        buffer ^= 1;"),
     ("masked_lstsq", "masked_lstsq.cu", "        __syncthreads();\n        const int rest", "        const int rest"),
-    ("block_obs", "block_obs.cu", "        }\n        __syncthreads();\n        if (threadIdx.x == 0) {", "        }\n        if (threadIdx.x == 0) {"),
+    (
+        "block_obs",
+        "block_obs.cu",
+        "        }\n        __syncthreads();\n        if (threadIdx.x == 0) {",
+        "        }\n        if (threadIdx.x == 0) {",
+    ),
     ("obs", "obs_row.h", "        __syncthreads();\n        // Columns that close", "        // Columns that close"),
 ]
 

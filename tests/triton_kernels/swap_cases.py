@@ -113,7 +113,13 @@ def buffers(device: str, dtype: torch.dtype, of: int) -> dict[str, Any]:
     unit = gram.diagonal().sqrt()
     guarded = [
         Guarded(*shape, kind, device)
-        for shape, kind in (((2, 24), torch.bool), ((1, 2), torch.int64), ((2, 24), F64), ((24, 24), dtype), ((2, 24), dtype))
+        for shape, kind in (
+            ((2, 24), torch.bool),
+            ((1, 2), torch.int64),
+            ((2, 24), F64),
+            ((24, 24), dtype),
+            ((2, 24), dtype),
+        )
     ]
     found, exchanged, worth, system, border = (buffer.view for buffer in guarded)
     found.copy_(mask)
@@ -137,9 +143,9 @@ def ties(device: str) -> dict[str, Any]:
     mask = torch.arange(12, device=device)[None] < 6
     limit = torch.zeros(1, dtype=F64, device=device)
     with (
-        mock.patch.object(swap, "tile_for", lambda *_: Tile(2, 2, 1)),
+        mock.patch.object(swap, "tile_for", return_value=Tile(2, 2, 1)),
         mock.patch.object(swap, "LOOK", 2),
-        mock.patch.object(swap, "warps_for", lambda _: 1),
+        mock.patch.object(swap, "warps_for", return_value=1),
     ):
         found, _, _ = _swap_triton(gram, rhs, mask, limit, 1, 0, None, None, True)
     return {"error": 0.0, "mask": torch.nonzero(found[0] != mask[0])[:, 0].tolist() == [0, 11]}

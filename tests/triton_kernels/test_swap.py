@@ -29,8 +29,12 @@ def cost_of(
     types |= {f"{name}_ptr": "*i32" for name in INTEGERS if f"{name}_ptr" in types}
     types |= {name: kind for name, kind in OTHERS.items() if name in types}
     grouped = constants.get("GROUPED", False)
-    aligned = tuple(name for name in names if name.endswith("_ptr") or (name in SIZES and not (grouped and name == "line")))
-    contains = () if kernel is not pairs_kernel or grouped else ("ld.global.v4",) if element == "fp32" else ("ld.global.v2",)
+    aligned = tuple(
+        name for name in names if name.endswith("_ptr") or (name in SIZES and not (grouped and name == "line"))
+    )
+    contains = (
+        () if kernel is not pairs_kernel or grouped else ("ld.global.v4",) if element == "fp32" else ("ld.global.v2",)
+    )
     return Cost(
         f"{kernel.__name__} {name} {element}",
         kernel,
