@@ -160,6 +160,7 @@ def advance_kernel(
             gain = length * angle
             if HAS_DENSE:
                 whole = tl.maximum(tl.load(loss_ptr + row) - gain, 0.0)
+                tl.debug_barrier()  # all have read what is changed now
                 tl.store(loss_ptr + row, whole)
             else:
                 whole = tl.sum(energy, axis=0)
@@ -232,6 +233,7 @@ def turn_kernel(
             if not FIRST:
                 direction += turn * tl.load(direction_ptr + at, mask=ok, other=0.0)
             tl.store(direction_ptr + at, direction, mask=ok)
+        tl.debug_barrier()  # all have read what is changed now
         tl.store(angle_ptr + row, following)
         tl.store(going_ptr + row, (following > 0.0).to(tl.uint8))
 
