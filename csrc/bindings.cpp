@@ -388,7 +388,8 @@ void block_obs_cuda(uintptr_t weight, uintptr_t order, uintptr_t loss, uintptr_t
     const int64_t columns = blocks * width, square = area(columns, columns), trace = area(groups, steps);
     require(first >= 0 && first <= last && last <= steps, "steps are out of range");
     require(base_stride == 0 || base_stride == square, "bases must follow one another, or be one");
-    const int64_t all = area(area(groups, height), columns), lines = area(area(groups, (last - first) * width), columns);
+    const int64_t all = area(area(groups, height), columns),
+                  lines = area(area(groups, (last - first) * width), columns);
     const int64_t own = area(groups, pyprune::cuda::block_obs_workspace(shape));
     const int64_t triangles = area(area(groups, width * (width + 1) / 2), blocks);
     py::gil_scoped_release release;

@@ -59,7 +59,7 @@ BARRIERS = [
     ("masked_lstsq", "masked_lstsq.cu", "        __syncthreads();\n        const int rest", "        const int rest"),
     (
         "block_obs",
-        "block_obs.cu",
+        "block_choice.h",
         "        }\n        __syncthreads();\n        if (threadIdx.x == 0) {",
         "        }\n        if (threadIdx.x == 0) {",
     ),
