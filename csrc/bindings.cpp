@@ -8,6 +8,7 @@
 #include "common/scratch.h"
 
 #if defined(PYPRUNE_HAS_CUDA)
+#include "cuda/block_obs.h"
 #include "cuda/device_info.h"
 #include "cuda/gram.h"
 #include "cuda/masked_lstsq.h"
@@ -341,6 +342,43 @@ void obs_cuda(uintptr_t weight, uintptr_t order, uintptr_t loss, uintptr_t statu
                        reinterpret_cast<void*>(stream));
 }
 
+pyprune::cuda::BlockObsShape block_obs_shape(int64_t groups, int64_t height, int64_t width, int64_t blocks,
+                                             int64_t steps) {
+    require(height >= 1, "at least one row of blocks");
+    require(width >= 1 && width <= pyprune::cuda::kWidestBlock, "blocks must have 1 to 64 columns");
+    require(steps >= 0 && steps <= blocks, "more steps than blocks");
+    area(area(groups, height), area(blocks, width));
+    return {groups, height, width, blocks, steps};
+}
+
+// Elements of workspace for each group.
+int64_t block_obs_plan_cuda(int64_t height, int64_t width, int64_t blocks, int64_t steps) {
+    return pyprune::cuda::block_obs_workspace(block_obs_shape(0, height, width, blocks, steps));
+}
+
+// Counts lie on the device: the caller has checked that they are 0 to steps.
+void block_obs_cuda(uintptr_t weight, uintptr_t order, uintptr_t loss, uintptr_t state, uintptr_t chain,
+                    uintptr_t diagonal, uintptr_t workspace, uintptr_t base, int64_t base_stride, uintptr_t floor,
+                    uintptr_t count, int64_t groups, int64_t height, int64_t width, int64_t blocks, int64_t steps,
+                    int64_t first, int64_t last, uintptr_t stream) {
+    const auto shape = block_obs_shape(groups, height, width, blocks, steps);
+    const int64_t columns = blocks * width, square = area(columns, columns), trace = area(groups, steps);
+    require(first >= 0 && first <= last && last <= steps, "steps are out of range");
+    require(base_stride == 0 || base_stride == square, "bases must follow one another, or be one");
+    const int64_t all = area(area(groups, height), columns),
+                  lines = area(area(groups, (last - first) * width), columns);
+    const int64_t own = area(groups, pyprune::cuda::block_obs_workspace(shape));
+    const int64_t triangles = area(area(groups, width * (width + 1) / 2), blocks);
+    py::gil_scoped_release release;
+    pyprune::cuda::block_obs(pointer<double>(weight, all, "weight"), pointer<int64_t>(order, trace, "order"),
+                             pointer<double>(loss, trace, "loss"), pointer<int64_t>(state, groups, "state"),
+                             pointer<double>(chain, lines, "chain"), pointer<double>(diagonal, triangles, "diagonal"),
+                             pointer<double>(workspace, own, "workspace"), pointer<const double>(base, square, "base"),
+                             base_stride, pointer<const double>(floor, columns, "floor"),
+                             pointer<const int64_t>(count, groups, "count"), shape, first, last,
+                             reinterpret_cast<void*>(stream));
+}
+
 // Why the embedded code cannot run on a device, or "" when it can.
 std::string cuda_problem(int device) {
     const std::string reason = pyprune::cuda::no_device_reason();
@@ -409,6 +447,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("masked_solve_cuda", &bound::masked_solve_cuda);
     module.def("obs_plan_cuda", &bound::obs_plan_cuda);
     module.def("obs_cuda", &bound::obs_cuda);
+    module.def("block_obs_plan_cuda", &bound::block_obs_plan_cuda);
+    module.def("block_obs_cuda", &bound::block_obs_cuda);
     module.def("cuda_problem", &bound::cuda_problem);
 #endif
     module.def("build_info", &bound::build_info);

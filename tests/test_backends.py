@@ -67,6 +67,7 @@ def test_gpu_ops(monkeypatch, with_a_gpu):
     assert backends.choose("admm_step", "cuda").backend == "triton"
     assert backends.choose("cross_gram", "cuda").backend == "triton"
     assert backends.choose("gram", "cuda").backend == "triton"  # tensor cores
+    assert backends.choose("block_obs", "cuda").backend == "cuda"
 
 
 @pytest.mark.parametrize("forced", ["cuda", "triton"])
@@ -75,8 +76,10 @@ def test_a_forced_gpu_backend_leaves_what_it_has_not_to_others(monkeypatch, with
     assert backends.choose("gram", "cuda").backend == forced
     assert backends.choose("matmul", "cuda").backend == "torch"
     assert backends.choose("cross_gram", "cuda").backend == "triton"
+    assert backends.choose("swap", "cuda").backend == "triton"
+    monkeypatch.setitem(backends._TABLE, "alone", {"reference": len})
     with pytest.raises(BackendError, match="no kernel there yet"):  # never the float64 reference in silence
-        backends.choose("block_obs", "cuda")
+        backends.choose("alone", "cuda")
 
 
 def test_forced_torch_is_torch_alone(monkeypatch):

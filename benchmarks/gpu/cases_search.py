@@ -1,22 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one iteration of a mask search takes: `admm_step`, `select` and `nm`, beside torch's kernels one by one."""
+"""What one iteration of a mask search takes: `admm_step`, `select` and `nm`, beside torch's kernels one by one.
+
+And what searches end in or do without: exchanges (`swap`), and blocks removed one by one (`block_obs`), beside their
+references on a few rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-from gpu.measure import Case, ways
+from common import activations
+from gpu.measure import Case, relative, ways
 from torch import Tensor
 
 from pyprune import ops
+from pyprune.ops.block_obs import block_obs_reference
+from pyprune.ops.swap import swap_reference
 
 SHAPES = ((4096, 4096), (4096, 11008))
 QUICK = ((24, 32),)
+EXCHANGES = ((768, 768, 0), (3072, 768, 0), (768, 3072, 0), (4096, 4096, 0), (4096, 4096, 4))  # the last one 2:4
+BLOCKS = ((768, 768, 4, 1), (3072, 768, 16, 16), (4096, 4096, 16, 16))  # and height, width
+LEAST = 1e-5  # of a row's loss, that an exchange has to gain
 
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
-    """Of the three ops."""
+    """Of the five ops."""
     for rows, columns in QUICK if quick else SHAPES:
         generator = torch.Generator().manual_seed(0)
         scores = torch.randn(rows, columns, generator=generator).to(device)
@@ -31,6 +41,10 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
             bytes=5.0 * scores.numel(),
         )
         yield _admm_step(scores, device)
+    for rows, columns, of in ((*QUICK[0], 0), (*QUICK[0], 4)) if quick else EXCHANGES:
+        yield _swap(rows, columns, of, device)
+    for rows, columns, height, width in ((*QUICK[0], 4, 2),) if quick else BLOCKS:
+        yield _block_obs(rows, columns, height, width, device)
 
 
 def _select(scores: Tensor, count: int, scope: str, device: str) -> Case:
@@ -79,4 +93,66 @@ def _admm_step(start: Tensor, device: str) -> Case:
         },
         operations=2.0 * rows * columns**2,
         bytes=4.0 * columns**2 + 22.0 * start.numel(),
+    )
+
+
+def _problem(rows: int, columns: int, device: str) -> tuple[Tensor, Tensor]:
+    """Damped gram and weight, float64."""
+    x = activations(4 * columns, columns).double().to(device)
+    gram = x.T @ x / len(x)
+    gram.diagonal().add_(1e-2 * gram.diagonal().mean())
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(4), dtype=torch.float64) / columns**0.5
+    return gram, weight.to(device)
+
+
+def _swap(rows: int, columns: int, of: int, device: str) -> Case:
+    """From the largest weights on, in float32."""
+    gram, weight = _problem(rows, columns, device)
+    target, half = weight @ gram, columns // 2
+    scores = weight.abs()
+    mask = ops.nm(scores, of // 2, of) if of else ops.select(scores, half, "row")
+
+    def loss(found: Tensor) -> Tensor:
+        change = ops.masked_lstsq(gram, target[: len(found)], found) - weight[: len(found)]
+        return ((change @ gram) * change).sum(dim=1)
+
+    before = loss(mask)
+    least = LEAST * before
+    exchanged = ops.swap(gram, target, mask, least=least, of=of, dtype=torch.float32)[1].double()
+    pairs = half * (of // 2 if of else half)
+
+    def by_reference() -> Tensor:
+        return swap_reference(gram, target[:1], mask[:1], least[:1], 4, of, None, None, False)[0]
+
+    return Case(
+        "swap",
+        {"rows": rows, "columns": columns, "of": of, "exchanges": float(exchanged.mean())},
+        {
+            **ways("swap", lambda: ops.swap(gram, target, mask, least=least, of=of, dtype=torch.float32)[0], device),
+            "float64 tableaus, 1 row, 4 exchanges": by_reference,
+        },
+        operations=rows * 2 * columns**3 / 3 + 14.0 * pairs * float(exchanged.sum()),
+        bytes=8.0 * pairs * float(exchanged.sum()) + 8.0 * columns**2,
+        error=lambda found: float((loss(found) / before[: len(found)] - 1.0).clamp(min=0.0).max()),  # it never rises
+    )
+
+
+def _block_obs(rows: int, columns: int, height: int, width: int, device: str) -> Case:
+    """Half of the blocks of every group."""
+    gram, weight = _problem(rows, columns, device)
+    inverse, steps = torch.linalg.inv(gram), columns // width // 2
+    few = weight[:height].contiguous()
+    count = torch.full((1,), steps, dtype=torch.int64, device=device)
+    exact = block_obs_reference(inverse, few, count, steps, height, width)[0]
+    return Case(
+        "block_obs",
+        {"rows": rows, "columns": columns, "height": height, "width": width, "sparsity": 0.5},
+        {
+            **ways("block_obs", lambda: ops.block_obs(inverse, weight, steps, height=height, width=width)[0], device),
+            "explicit inverse, 1 group": lambda: block_obs_reference(inverse, few, count, steps, height, width)[0],
+        },
+        operations=7.0 / 12 * columns**3 * rows / height,
+        bytes=8.0 * columns**2 * rows / height,
+        peak="float64",
+        error=lambda found: relative(found[:height], exact),
     )

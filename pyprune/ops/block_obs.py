@@ -10,6 +10,8 @@ from pyprune import backends
 from pyprune.errors import InputError, NumericsError
 from pyprune.ops import library
 
+_SMALLEST_PIVOT = 1e-14  # that still counts, relative to the column's first
+
 
 def block_obs(
     inverse: Tensor,  # [k, k]
@@ -35,7 +37,7 @@ def block_obs(
     count : int or Tensor of int64, shape (rows / height,)
         How many blocks each group loses.
     height, width : int
-        Of a block; they must divide ``rows`` and ``k``.
+        Of a block; they must divide ``rows`` and ``k``. On a GPU the reference serves blocks of more than 64 columns.
 
     Returns
     -------
@@ -158,6 +160,98 @@ def _block_obs_cpp(
         backends.threads(),
     )
     return pruned, order, loss
+
+
+# Columns of a block at most: beyond it few steps are left, and the reference takes them one matrix at a time.
+_WIDEST = 64
+# Bytes of bases held at once; constant, though bits do not depend on it.
+_WORKSPACE = 4 << 30
+
+
+def steps_at_once(columns: int, width: int) -> int:
+    """Blocks of ``width`` columns that go before the inverse of the others is made anew.
+
+    Few for narrow matrices: reading what they took grows with their number, making the inverse with its reciprocal.
+    """
+    return max(1, (64 if columns <= 2048 else 128) // width)
+
+
+def groups_at_once(each: int, groups: int, workspace: int = _WORKSPACE) -> int:
+    """Groups of rows whose ``each`` bytes fit ``workspace``; at least one."""
+    return max(1, min(groups, workspace // max(each, 1)))
+
+
+@backends.implements("block_obs", "cuda")
+def _block_obs_cuda(
+    inverse: Tensor, weight: Tensor, count: Tensor, steps: int, height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, features = weight.shape
+    groups, blocks = rows // height, features // width
+    if width > _WIDEST:
+        return block_obs_reference(inverse, weight, count, steps, height, width)
+    order = torch.empty(groups, steps, dtype=torch.int64, device=weight.device)
+    loss = weight.new_empty(groups, steps)
+    if not weight.numel() or not steps:
+        return weight.clone(), order, loss
+    plane = torch.arange(features, device=weight.device).reshape(blocks, width).T.reshape(-1)
+    planes = inverse[plane][:, plane].contiguous()
+    moved = weight[:, plane].contiguous().reshape(groups, height, features)
+    at_once = groups_at_once(8 * features * (features + steps_at_once(features, width) * width), groups)
+    for first in range(0, groups, at_once):
+        part = slice(first, first + at_once)
+        order[part], loss[part] = _remove(planes, moved[part], count[part], steps, width)
+    gone = torch.zeros(groups, blocks + 1, dtype=torch.bool, device=weight.device)
+    gone.scatter_(1, torch.where(order < 0, blocks, order), True)
+    pruned = torch.empty_like(weight)
+    pruned[:, plane] = moved.masked_fill_(gone[:, None, :blocks].repeat(1, 1, width), 0.0).reshape(rows, features)
+    return pruned, order, loss
+
+
+def _remove(inverse: Tensor, weight: Tensor, count: Tensor, steps: int, width: int) -> tuple[Tensor, Tensor]:
+    """Removals from weights ``[groups, height, k]``, columns in planes, in place: order and loss."""
+    extension = backends.extension()
+    groups, height, features = weight.shape
+    blocks, panel = features // width, steps_at_once(features, width)
+    order = torch.empty(groups, steps, dtype=torch.int64, device=weight.device)
+    loss = weight.new_empty(groups, steps)
+    state = torch.zeros_like(count)
+    lower = torch.tril_indices(width, width, device=weight.device)
+    own = inverse.reshape(width, blocks, width, blocks).diagonal(dim1=1, dim2=3)[lower[0], lower[1]]
+    diagonal = own.repeat(groups, 1, 1)
+    floor = _SMALLEST_PIVOT * inverse.diagonal()
+    chain = weight.new_empty(groups, min(panel, steps) * width, features)
+    base = inverse
+    with library.cuda_stream(weight) as stream:
+        workspace = weight.new_empty(groups, extension.block_obs_plan_cuda(height, width, blocks, steps))
+        for first in range(0, steps, panel):
+            last = min(first + panel, steps)
+            lines = chain.view(-1)[: groups * (last - first) * width * features].view(groups, -1, features)
+            extension.block_obs_cuda(
+                weight.data_ptr(),
+                order.data_ptr(),
+                loss.data_ptr(),
+                state.data_ptr(),
+                lines.data_ptr(),
+                diagonal.data_ptr(),
+                workspace.data_ptr(),
+                base.data_ptr(),
+                0 if base is inverse else features * features,
+                floor.data_ptr(),
+                count.data_ptr(),
+                groups,
+                height,
+                width,
+                blocks,
+                steps,
+                first,
+                last,
+                stream,
+            )
+            if last < steps and base is inverse:
+                base = torch.baddbmm(base.expand(groups, -1, -1), lines.mT, lines, alpha=-1.0)
+            elif last < steps:
+                base.baddbmm_(lines.mT, lines, alpha=-1.0)
+    return order, loss
 
 
 _block_obs = library.register(

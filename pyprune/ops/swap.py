@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -234,7 +237,38 @@ def _gains(swept: Tensor, border: Tensor) -> Tensor:
     return (a * g**2 + 2 * swept * x * g - d * x**2) / (a * d + swept**2)
 
 
+_Result = tuple[Tensor, Tensor, Tensor]
+
+
+def _again_in_double(run: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Rows whose system is not positive definite in float32 are done again in float64."""
+
+    @functools.wraps(run)
+    def both(
+        gram: Tensor,
+        rhs: Tensor,
+        mask: Tensor,
+        least: Tensor,
+        most: int,
+        of: int,
+        columns: Tensor | None,
+        inverse: Tensor | None,
+        single: bool,
+    ) -> _Result:
+        found, exchanged, worth = run(gram, rhs, mask, least, most, of, columns, inverse, single)
+        if single and bool((exchanged < 0).any()):
+            rest = exchanged < 0
+            chosen = None if columns is None else columns[rest].contiguous()
+            found[rest], exchanged[rest], worth[rest] = run(
+                gram, rhs[rest], mask[rest], least[rest], most, of, chosen, inverse, False
+            )
+        return found, exchanged, worth
+
+    return both
+
+
 @backends.implements("swap", "cpp")
+@_again_in_double
 def _swap_cpp(
     gram: Tensor,
     rhs: Tensor,
@@ -245,7 +279,7 @@ def _swap_cpp(
     columns: Tensor | None,
     inverse: Tensor | None,
     single: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> _Result:
     rows, features = rhs.shape
     dtype = torch.float32 if single else torch.float64
     system, target = _unit(gram, rhs, dtype)
@@ -271,12 +305,49 @@ def _swap_cpp(
         features,
         backends.threads(),
     )
-    if single and bool((exchanged < 0).any()):
-        rest = exchanged < 0
-        chosen = None if columns is None else columns[rest].contiguous()
-        found[rest], exchanged[rest], worth[rest] = _swap_cpp(
-            gram, rhs[rest], mask[rest], least[rest], most, of, chosen, inverse, False
-        )
+    return found, exchanged, worth
+
+
+@backends.implements("swap", "triton")
+@_again_in_double
+def _swap_triton(
+    gram: Tensor,
+    rhs: Tensor,
+    mask: Tensor,
+    least: Tensor,
+    most: int,
+    of: int,
+    columns: Tensor | None,
+    inverse: Tensor | None,
+    single: bool,
+) -> _Result:
+    from pyprune.triton_kernels.swap import improve  # imports triton, only where it is used
+
+    dtype = torch.float32 if single else torch.float64
+    found, exchanged, worth = mask.clone(), rhs.new_empty(len(rhs), dtype=torch.int64), torch.empty_like(rhs)
+    ways = [(torch.ones_like(exchanged, dtype=torch.bool), gram, rhs)]
+    if inverse is not None:  # rows that keep more than half, in the tableau of what they do not keep
+        many = 2 * mask.sum(dim=1) > mask.shape[1]
+        ways = [(~many, gram, rhs), (many, inverse, matmul(rhs, inverse))]
+    for complement, (own, matrix, border) in enumerate(ways):
+        rows = torch.nonzero(own)[:, 0]
+        system, target = _unit(matrix, border[rows], torch.float64)
+        # Rows by powers of two, so that float32 holds them; losses change by their squares.
+        largest = target.abs().amax(dim=1) if target.numel() else least[rows]
+        scale = torch.exp2(-torch.where(largest > 0, largest, 1.0).log2().floor())
+        part = found[rows], exchanged[rows], worth[rows]
+        with library.exact_products():
+            improve(
+                *part,
+                system.to(dtype),
+                (target * scale[:, None]).to(dtype),
+                least[rows] * scale * scale,
+                None if columns is None else columns[rows],
+                most=most,
+                of=of,
+                complement=complement > 0,
+            )
+        found[rows], exchanged[rows], worth[rows] = part[0], part[1], part[2] / scale[:, None] / scale[:, None]
     return found, exchanged, worth
 
 

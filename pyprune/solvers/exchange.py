@@ -56,7 +56,7 @@ def part_of(columns: int, kept: float, blocks: bool = False) -> int:
 def price(problem: LayerProblem, pattern: Pattern) -> float:
     """What :func:`exchange` costs, in iterations of the mask search; measured on layers of 384 columns.
 
-    Infinite where torch has to make the tableaus: for blocks, and on GPUs.
+    Infinite for blocks, whose tableaus torch makes, and on GPUs, where it has not been measured.
     """
     columns = problem.shape[1]
     if problem.gram.is_cuda or (isinstance(pattern, Block) and pattern.rows * pattern.cols > 1):

@@ -35,7 +35,13 @@ class Emulated:
 
     def __init__(self, library: ctypes.CDLL, extension: Any) -> None:
         self._library, self._extension = library, extension
-        for name in ("masked_factor_size", "masked_factor_on_chip", "obs_blocks", "obs_workspace"):
+        for name in (
+            "masked_factor_size",
+            "masked_factor_on_chip",
+            "obs_blocks",
+            "obs_workspace",
+            "block_obs_plan_cuda",
+        ):
             getattr(library, name).restype = ctypes.c_int64
 
     def __getattr__(self, name: str) -> Any:
@@ -53,8 +59,9 @@ class Emulated:
 def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The row kernels for the host, without sanitizers."""
     target = tmp_path_factory.mktemp("emulated") / "kernels.so"
-    sources = [str(CUDA / "masked_lstsq.cu"), str(CUDA / "obs.cu"), str(CASES / "exports.cpp")]
+    kernels = [str(CUDA / name) for name in ("masked_lstsq.cu", "obs.cu", "block_obs.cu")]
     command = [compiler_or_skip(), "-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", *INCLUDES]
+    sources = [*kernels, str(CASES / "exports.cpp")]
     done = subprocess.run([*command, "-x", "c++", *sources, "-o", str(target)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(target))
@@ -68,7 +75,7 @@ def emulated(emulated_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> 
     choose = backends.choose
 
     def choose_cuda(op: str, device: str) -> backends.Choice:
-        function = backends._TABLE[op].get("cuda") if op in ("masked_lstsq", "obs") else None
+        function = backends._TABLE[op].get("cuda") if op in ("masked_lstsq", "obs", "block_obs") else None
         return choose(op, device) if function is None else backends.Choice("cuda", function, ())
 
     monkeypatch.setattr(backends, "choose", choose_cuda)

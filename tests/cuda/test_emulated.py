@@ -15,7 +15,7 @@ import pytest
 from emulation import CASES, CUDA, INCLUDES, compiler_or_skip
 
 # Lines that a program prints: one for each case.
-LINES = {"gram": 15, "masked_lstsq": 11, "obs": 11}
+LINES = {"gram": 15, "masked_lstsq": 11, "obs": 11, "block_obs": 8}
 
 
 def build(sanitizer: str, target: Path, op: str, source: Path) -> None:
@@ -53,10 +53,16 @@ def test_cases(op: str, sanitizer: str, tmp_path: Path) -> None:
 
 
 # What ends a panel of tokens; what parts the tiles below the diagonal from those that read them; what parts a step's
-# coefficients from their readers.
+# coefficients from their readers; what parts a block's trailing columns from the next one that scales them.
 BARRIERS = [
     ("gram", "gram.cu", "        __syncthreads();\n        buffer ^= 1;", "        buffer ^= 1;"),
     ("masked_lstsq", "masked_lstsq.cu", "        __syncthreads();\n        const int rest", "        const int rest"),
+    (
+        "block_obs",
+        "block_choice.h",
+        "        }\n        __syncthreads();\n        if (threadIdx.x == 0) {",
+        "        }\n        if (threadIdx.x == 0) {",
+    ),
     ("obs", "obs_row.h", "        __syncthreads();\n        // Columns that close", "        // Columns that close"),
 ]
 

@@ -48,6 +48,14 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "obs_kernel<float>": Limit(registers=112, shared=640, threads=256, blocks=2),
         "obs_kernel<double>": Limit(registers=128, shared=1024, threads=256, blocks=2),
     },
+    "block_obs.cu": {
+        "choose_kernel": Limit(registers=64, shared=36864, threads=256, blocks=4),
+        "extend_kernel<1>": Limit(registers=64, shared=256, threads=128, blocks=8),
+        "extend_kernel<4>": Limit(registers=64, shared=1024, threads=128, blocks=8),
+        "extend_kernel<8>": Limit(registers=72, shared=2048, threads=128, blocks=7),
+        "score_kernel<0>": Limit(registers=64, shared=0, threads=128, blocks=8),
+        "score_kernel<1>": Limit(registers=64, shared=0, threads=128, blocks=8),
+    },
     "device_info.cu": {"probe": Limit(registers=16, shared=0, threads=1, blocks=1)},
 }
 
@@ -77,8 +85,9 @@ def demangle(name: str) -> str:
     element = re.match(r"I(f|d|13__nv_bfloat16|6__half|\w+?)[LE]", arguments)
     assert element is not None, name
     plain = {"f": "float", "d": "double"}.get(element[1], element[1].lstrip("0123456789"))
-    numbers = re.findall(r"Li(\d+)", arguments)
-    return f"{stem}<{', '.join([plain, *numbers])}>"
+    types = [] if element[1].startswith("L") else [plain]  # numbers only
+    numbers = re.findall(r"L[ib](\d+)", arguments)
+    return f"{stem}<{', '.join([*types, *numbers])}>"
 
 
 @cache

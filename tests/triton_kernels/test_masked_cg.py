@@ -11,15 +11,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from costs import Cost
 
-from pyprune.triton_kernels.masked_cg import (
-    INVERSE,
-    PLAIN,
-    RANKED,
-    advance_kernel,
-    line_for,
-    start_kernel,
-    turn_kernel,
-)
+from pyprune.triton_kernels.masked_cg import INVERSE, PLAIN, RANKED, line_for
+from pyprune.triton_kernels.masked_cg_kernels import advance_kernel, start_kernel, turn_kernel
 
 
 def cost_of(kernel: Any, kind: int, registers: int, *, columns: int = 4096, dense: bool = False) -> Cost:

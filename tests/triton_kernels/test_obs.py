@@ -12,7 +12,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from costs import Cost
 
-from pyprune.triton_kernels.obs import FACTORS, line_for, remove_kernel, rows_at_once, substitute_kernel, warps_for
+from pyprune.triton_kernels.obs import FACTORS, line_for, rows_at_once, warps_for
+from pyprune.triton_kernels.obs_kernels import remove_kernel, substitute_kernel
 
 INTEGERS = ("order_ptr", "done_ptr", "room_ptr", "count_ptr")
 SIZES = ("columns", "steps", "groups")

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What csrc/bindings.cpp gives to Python of the CUDA kernels, of the emulated ones: tests/cuda/emulation.py calls it.
 
+#include "../../../csrc/cuda/block_obs.h"
 #include "../../../csrc/cuda/masked_lstsq.h"
 #include "../../../csrc/cuda/obs.h"
 #include "cuda_runtime.h"
@@ -12,6 +13,10 @@ extern "C" {
 void emulate_device(int multiprocessors, int shared_limit) {
     emulated::multiprocessors = multiprocessors;
     emulated::shared_limit = shared_limit;
+}
+
+long launches() {
+    return emulated::launches;
 }
 
 std::int64_t masked_factor_size(std::int64_t side) {
@@ -47,5 +52,18 @@ void obs_cuda(void* weight, std::int64_t* order, double* loss, std::int64_t* sta
               void* stream) {
     cuda::obs(weight, order, loss, status, workspace, inverse, count, static_cast<ElementType>(type),
               {rows, columns, stride, steps, keep, of}, blocks, stream);
+}
+
+std::int64_t block_obs_plan_cuda(std::int64_t height, std::int64_t width, std::int64_t blocks, std::int64_t steps) {
+    return cuda::block_obs_workspace({0, height, width, blocks, steps});
+}
+
+void block_obs_cuda(double* weight, std::int64_t* order, double* loss, std::int64_t* state, double* chain,
+                    double* diagonal, double* workspace, const double* base, std::int64_t base_stride,
+                    const double* floor, const std::int64_t* count, std::int64_t groups, std::int64_t height,
+                    std::int64_t width, std::int64_t blocks, std::int64_t steps, std::int64_t first, std::int64_t last,
+                    void* stream) {
+    cuda::block_obs(weight, order, loss, state, chain, diagonal, workspace, base, base_stride, floor, count,
+                    {groups, height, width, blocks, steps}, first, last, stream);
 }
 }
