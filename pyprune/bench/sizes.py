@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes of a model on disk and in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pyprune.models import adapter_for
+
+
+def encoder_linears(model: Any) -> list[str]:
+    """Full names of the prunable linears of all blocks."""
+    adapter = adapter_for(model)
+    return [
+        f"{adapter.block_name(model, index)}.{name}"
+        for index, block in enumerate(adapter.blocks(model))
+        for name in adapter.linears(block)
+    ]
+
+
+def zeros(model: Any, linears: Sequence[str]) -> float:
+    """Fraction of zeros in the weights of these linears."""
+    weights = [model.get_submodule(name).weight for name in linears]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(int(weight.numel()) for weight in weights)
+
+
+def on_disk(path: str, linears: Sequence[str]) -> dict[str, int | None]:
+    """Bytes of a folder.
+
+    Parameters
+    ----------
+    path : str
+        A name on the hub has no folder of its own: nothing is told of it.
+    linears : sequence of str
+        Names of the modules whose weights are counted, however they are stored: everything below the name except the
+        bias.
+
+    Returns
+    -------
+    dict
+        ``folder`` (all files), ``weights`` (safetensors), ``linears``.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return {"folder": None, "weights": None, "linears": None}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    weights = [file for file in files if file.suffix == ".safetensors" and not file.name.startswith("pyprune_")]
+    below = tuple(f"{name}." for name in linears)
+    counted = sum(
+        size
+        for file in weights
+        for name, size in _tensors(file).items()
+        if name.startswith(below) and not name.endswith(".bias")
+    )
+    return {
+        "folder": sum(file.stat().st_size for file in files),
+        "weights": sum(file.stat().st_size for file in weights),
+        "linears": counted or None,
+    }
+
+
+def _tensors(file: Path) -> dict[str, int]:
+    """Bytes of each tensor, read from the header of a safetensors file."""
+    with file.open("rb") as handle:
+        header: dict[str, Any] = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            found[name] = int(end) - int(begin)
+    return found
+
+
+def resident(path: str, way: str, dtype: str, *, threads: int) -> dict[str, int] | None:
+    """Bytes in memory of a model run in a way, measured in a process of its own.
+
+    Returns
+    -------
+    dict, optional
+        ``process``: resident memory after a first batch; ``model``: by how much that is more than before the model
+        was opened. None where the system does not tell, or the process failed.
+    """
+    request = json.dumps({"path": path, "way": way, "dtype": dtype, "threads": threads})
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "pyprune.bench.resident", request],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    if done.returncode != 0 or not done.stdout.strip():
+        return None
+    answer: dict[str, int] | None = json.loads(done.stdout.splitlines()[-1])
+    return answer
