@@ -7,8 +7,8 @@ A kernel of your own takes part after :func:`register`.
 
 from __future__ import annotations
 
-from pyprune.bench.candidates import Prepared, candidates, register, unregister
 from pyprune.bench.model import run as run_model
+from pyprune.bench.registry import Prepared, candidates, register, unregister
 from pyprune.bench.spmm import parse_cases
 from pyprune.bench.spmm import run as run_spmm
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyprune.bench.candidates import Answer, Candidate, Prepared, Problem
+from pyprune.bench.registry import Answer, Candidate, Prepared, Problem
 
 _BATCHES = "another runtime is compared in float32 only"
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyprune.bench.candidates import Answer, Candidate, Prepared, Problem
+from pyprune.bench.registry import Answer, Candidate, Prepared, Problem
 from pyprune.patterns import Block
 
 _FLOAT32 = "float32 only"

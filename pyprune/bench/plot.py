@@ -13,9 +13,9 @@ from pyprune.bench.verdict import Comparison, comparisons
 from pyprune.errors import InputError
 
 # From few zeros to many; readable on white and in grey.
-_SHADES = ("#f2a65a", "#e0662f", "#b02e0c", "#6a1508", "#35060a")
+_SHADES = ("#f2a65a", "#e0662f", "#b02e0c", "#5c1007")
 _GREY, _FAINT, _INK = "#9a9a9a", "#f1f1f1", "#222222"
-_MODELS = {"dense": "#8a8f98", "pruned": "#c2410c"}
+_MODELS = {"dense": "#8a8f98", "pruned": "#f2b48f", "ours": "#c2410c"}
 
 
 def draw_spmm(document: Mapping[str, Any], subject: str, path: Path) -> None:
@@ -58,22 +58,24 @@ def draw_spmm(document: Mapping[str, Any], subject: str, path: Path) -> None:
 
 
 def _spmm_panel(axis: Any, found: Sequence[Comparison], gains: Sequence[float]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import NullLocator
 
     tokens = sorted({each.case["tokens"] for each in found})
     sparsities = sorted({each.case["sparsity"] for each in found})
+    shades = LinearSegmentedColormap.from_list("zeros", _SHADES)
     axis.set(xscale="log", yscale="log", ylim=(min(0.5, *gains) / 1.25, max(2.0, *gains) * 1.25))
     axis.set_xlim(tokens[0] / 1.4, tokens[-1] * (tokens[-1] / tokens[0]) ** 0.22 * 1.4)  # room for the labels
     axis.set_xticks(tokens, [str(count) for count in tokens])
     axis.xaxis.set_minor_locator(NullLocator())
     _ratio_axis(axis.yaxis)
-    _one_line(axis, horizontal=True)
-    ends = []
+    _one_line(axis)
+    ends: list[tuple[float, str, Any]] = []
     for sparsity in sparsities:
         line = sorted(
             (each for each in found if each.case["sparsity"] == sparsity), key=lambda each: int(each.case["tokens"])
         )
-        shade = _SHADES[round((len(_SHADES) - 1) * sparsities.index(sparsity) / max(1, len(sparsities) - 1))]
+        shade = shades(sparsities.index(sparsity) / max(1, len(sparsities) - 1))
         rivals = [(each.case["tokens"], value) for each in line if (value := _rival_gain(each)) is not None]
         if rivals:
             axis.plot(*zip(*rivals, strict=True), color=_GREY, linewidth=0.9, linestyle=(0, (3, 2)), zorder=2)
@@ -84,12 +86,12 @@ def _spmm_panel(axis: Any, found: Sequence[Comparison], gains: Sequence[float]) 
     _labels(axis, tokens[-1], ends)
 
 
-def _labels(axis: Any, right: float, ends: Sequence[tuple[float, str, str]]) -> None:
+def _labels(axis: Any, right: float, ends: Sequence[tuple[float, str, Any]]) -> None:
     """Name the lines at their right ends, from the bottom up and so far apart that they can be read."""
     low, high = (math.log(value) for value in axis.get_ylim())
     least = 0.062 * (high - low)
     height = -math.inf
-    for value, text, color in sorted(ends):
+    for value, text, color in sorted(ends, key=lambda end: end[:2]):
         height = max(math.log(value), height + least)
         weight = "normal" if color == _GREY else "bold"
         axis.annotate(
@@ -105,7 +107,7 @@ def _labels(axis: Any, right: float, ends: Sequence[tuple[float, str, str]]) -> 
 
 
 def draw_model(document: Mapping[str, Any], path: Path) -> None:
-    """Draw ``bench model``: a panel for each case, a bar for each candidate, as a multiple of the first dense one.
+    """Draw ``bench model``: a panel for each case, a bar for each candidate, as multiples of the first dense one.
 
     Parameters
     ----------
@@ -120,44 +122,56 @@ def draw_model(document: Mapping[str, Any], path: Path) -> None:
         matplotlib is not installed, or there is nothing to draw.
     """
     entries = document["candidates"]
-    panels = []
+    timed = {}
     for case in document["cases"]:
-        timed = {name: each["median"] for name, each in case["results"].items() if each["status"] == "timed"}
-        base = next((name for name in timed if entries[name]["model"] == "dense"), None)
-        if base is not None:
-            panels.append((case, timed, base))
-    if not panels:
+        results = case["results"].items()
+        timed[case["length"], case["batch"]] = {
+            name: each["median"] for name, each in results if each["status"] == "timed"
+        }
+    names = _unique(name for case in timed.values() for name in case)
+    base = next((name for name in names if entries[name]["model"] == "dense"), None)
+    timed = {key: case for key, case in timed.items() if base in case}
+    if base is None or not timed:
         raise InputError("nothing to draw: no dense model was timed")
-    most = max(len(timed) for _, timed, _ in panels)
-    columns = min(3, len(panels))
-    figure, axes = _figure(-(-len(panels) // columns), columns, wide=4.6, high=0.9 + 0.28 * most)
-    limit = max(timed[base] / value for _, timed, base in panels for value in timed.values())
-    flat = [axis for row in axes for axis in row]
-    for axis in flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, (case, timed, base) in zip(flat, panels, strict=False):
-        _model_panel(axis, case, timed, base, entries, limit)
-    _save(
-        figure, "Speed of the pruned model as a multiple of the dense one's; median latency of a batch", document, path
-    )
+    lengths, batches = (_unique(key[place] for key in timed) for place in (0, 1))
+    figure, axes = _figure(len(lengths), len(batches), wide=3.9, high=0.95 + 0.27 * len(names))
+    limit = max(case[base] / seconds for case in timed.values() for seconds in case.values())
+    for row, length in zip(axes, lengths, strict=True):
+        for axis, batch in zip(row, batches, strict=True):
+            words = "real sentences" if length == "real" else f"{length} tokens"
+            axis.set_title(f"batch {batch}, {words}", fontsize=9, color=_INK)
+            _model_panel(axis, names, timed.get((length, batch), {}), base, entries)
+            axis.set_xlim(0, max(1.0, limit) * 1.55)
+        row[0].set_yticks(range(len(names)), names)
+    for axis in axes[-1]:
+        axis.set_xlabel(f"times as fast as {base}")
+    _save(figure, "Median latency of a batch, as a multiple of the dense model's speed", document, path)
 
 
 def _model_panel(
-    axis: Any, case: Mapping[str, Any], timed: Mapping[str, float], base: str, entries: Mapping[str, Any], limit: float
+    axis: Any, names: Sequence[str], timed: Mapping[str, float], base: str, entries: Mapping[str, Any]
 ) -> None:
-    names = list(timed)
-    gains = [timed[base] / timed[name] for name in names]
-    length = "real sentences" if case["length"] == "real" else f"{case['length']} tokens"
-    axis.set_title(f"batch {case['batch']}, {length}", fontsize=9, color=_INK)
-    axis.barh(range(len(names)), gains, color=[_MODELS[entries[name]["model"]] for name in names], height=0.7, zorder=2)
-    axis.set_yticks(range(len(names)), names, fontsize=7)
-    axis.invert_yaxis()
-    axis.set_xlim(0, max(1.0, limit) * 1.5)
-    axis.set_xlabel(f"times as fast as {base}")
-    _one_line(axis, horizontal=False)
-    for place, (name, gain) in enumerate(zip(names, gains, strict=True)):
-        text = f"{gain:.2f} x   {_milliseconds(timed[name])}"
-        axis.annotate(text, (gain, place), (4, 0), textcoords="offset points", va="center", fontsize=7, color=_INK)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_yticks(range(len(names)), [])
+    axis.axvline(1.0, color=_INK, linewidth=0.9, zorder=3)
+    axis.xaxis.set_major_formatter(lambda value, position: f"{value:g} x")
+    for place, name in enumerate(names):
+        if name not in timed:
+            axis.annotate("not timed", (1.0, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+            continue
+        gain = timed[base] / timed[name]
+        colour = _MODELS["ours" if entries[name].get("ours") else entries[name]["model"]]
+        axis.barh(place, gain, color=colour, height=0.7, zorder=2)
+        axis.annotate(
+            f"{gain:.2f} x   {_milliseconds(timed[name])}",
+            (max(gain, 1.0), place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color=_INK,
+            fontweight="bold" if entries[name].get("ours") else "normal",
+        )
 
 
 def _figure(rows: int, columns: int, *, wide: float, high: float) -> tuple[Any, Any]:
@@ -165,7 +179,7 @@ def _figure(rows: int, columns: int, *, wide: float, high: float) -> tuple[Any, 
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("drawing needs matplotlib", hint="pip install matplotlib") from None
-    figure = Figure(figsize=(wide * columns, high * rows + 0.9), facecolor="white")
+    figure = Figure(figsize=(max(5.5, wide * columns), high * rows + 0.9), facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         for side in ("top", "right"):
@@ -176,18 +190,21 @@ def _figure(rows: int, columns: int, *, wide: float, high: float) -> tuple[Any, 
     return figure, axes
 
 
-def _one_line(axis: Any, *, horizontal: bool) -> None:
+def _one_line(axis: Any) -> None:
     """The line at 1 x, and shade where dense is faster."""
-    if horizontal:
-        axis.axhspan(axis.get_ylim()[0], 1.0, color=_FAINT, zorder=0)
-        axis.axhline(1.0, color=_INK, linewidth=0.9, zorder=1)
-        low = axis.get_ylim()[0]
-        axis.annotate(
-            "slower than dense", (0.02, low), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
-            fontsize=6.5, color="#777777", style="italic",
-        )  # fmt: skip
-    else:
-        axis.axvline(1.0, color=_INK, linewidth=0.9, zorder=3)
+    low = axis.get_ylim()[0]
+    axis.axhspan(low, 1.0, color=_FAINT, zorder=0)
+    axis.axhline(1.0, color=_INK, linewidth=0.9, zorder=1)
+    axis.annotate(
+        "slower than dense",
+        (0.02, low),
+        (0, 4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=6.5,
+        color="#777777",
+        style="italic",
+    )
 
 
 def _ratio_axis(axis: Any) -> None:
@@ -221,7 +238,7 @@ def _plain(value: float, position: int) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"
+    return f"{1e3 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
 
 
 def _unique(values: Any) -> list[Any]:

@@ -7,11 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pyprune.models import adapter_for
+
+_NO_VALUES = ("BOOL", "U8", "I16", "I32", "I64")  # masks and indices
 
 
 def encoder_linears(model: Any) -> list[str]:
@@ -30,7 +33,7 @@ def zeros(model: Any, linears: Sequence[str]) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / sum(int(weight.numel()) for weight in weights)
 
 
-def on_disk(path: str, linears: Sequence[str]) -> dict[str, int | None]:
+def on_disk(path: str, linears: Sequence[str]) -> dict[str, Any]:
     """Bytes of a folder.
 
     Parameters
@@ -44,36 +47,38 @@ def on_disk(path: str, linears: Sequence[str]) -> dict[str, int | None]:
     Returns
     -------
     dict
-        ``folder`` (all files), ``weights`` (safetensors), ``linears``.
+        ``folder`` (all files), ``weights`` (safetensors), ``linears``; ``values``: what type most values of the
+        linears have ("F32", "F16", ...).
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return {"folder": None, "weights": None, "linears": None}
+        return {"folder": None, "weights": None, "linears": None, "values": None}
     files = [file for file in folder.rglob("*") if file.is_file()]
     weights = [file for file in files if file.suffix == ".safetensors" and not file.name.startswith("pyprune_")]
     below = tuple(f"{name}." for name in linears)
-    counted = sum(
-        size
-        for file in weights
-        for name, size in _tensors(file).items()
-        if name.startswith(below) and not name.endswith(".bias")
-    )
+    counted: Counter[str] = Counter()
+    for file in weights:
+        for name, (kind, size) in _tensors(file).items():
+            if name.startswith(below) and not name.endswith(".bias"):
+                counted[kind] += size
+    values = [kind for kind, _ in counted.most_common() if kind not in _NO_VALUES]
     return {
         "folder": sum(file.stat().st_size for file in files),
         "weights": sum(file.stat().st_size for file in weights),
-        "linears": counted or None,
+        "linears": counted.total() or None,
+        "values": values[0] if values else None,
     }
 
 
-def _tensors(file: Path) -> dict[str, int]:
-    """Bytes of each tensor, read from the header of a safetensors file."""
+def _tensors(file: Path) -> dict[str, tuple[str, int]]:
+    """Type and bytes of each tensor, read from the header of a safetensors file."""
     with file.open("rb") as handle:
         header: dict[str, Any] = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
     found = {}
     for name, entry in header.items():
         if name != "__metadata__":
             begin, end = entry["data_offsets"]
-            found[name] = int(end) - int(begin)
+            found[name] = (str(entry["dtype"]), int(end) - int(begin))
     return found
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, product
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pyprune.bench import report, timing, verdict
-from pyprune.bench.candidates import Candidate, Prepared, Problem, choose
 from pyprune.bench.machine import last_level_cache
+from pyprune.bench.registry import Candidate, Prepared, Problem, choose
 from pyprune.errors import InputError, PypruneError
 from pyprune.patterns import Block, Pattern, Unstructured, parse_pattern
 from pyprune.progress import Silent
@@ -211,7 +212,9 @@ def _prepared(
 ) -> tuple[dict[str, Any], list[Prepared]]:
     """A result without its times, and the copies to time: none where it is not served, fails or is wrong."""
     try:
-        kernel, reason = _kernel(candidate.prepare(problem))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about its own sparse and quantised tensors
+            kernel, reason = _kernel(candidate.prepare(problem))
         if kernel is None:
             return {"status": "skipped", "reason": reason}, []
         given = x.clone() if kernel.takes is None else x.to(kernel.takes, copy=True)

@@ -155,7 +155,8 @@ def model(document: Mapping[str, Any]) -> list[str]:
         text += f"{_times(dense[best] / pruned[first])} the fastest dense one, {best}"
         others = [f"{_times(dense[name] / pruned[first])} {name}" for name in dense if name != best]
         lines.append(f"{text}{'; ' if others else ''}{', '.join(others)}.")
-        slower = [f"{name} {_ratio(dense[best] / pruned[name])}" for name in pruned if pruned[name] > dense[best]]
+        gains = {name: dense[best] / seconds for name, seconds in pruned.items()}
+        slower = [f"{name} {_ratio(gain)}" for name, gain in gains.items() if gain < 1 - ALIKE]
         if slower:
             lines.append(f"  Slower than the best dense one at this size: {', '.join(slower)}.")
     lines += _sizes(document["models"], entries)
@@ -172,6 +173,9 @@ def _sizes(models: Mapping[str, Any], entries: Mapping[str, Any]) -> list[str]:
         dense, pruned = (disk.get(key) for disk in disks)
         if dense and pruned:
             lines.append(f"On disk {words} {_share(pruned / dense)} the bytes of the dense model's.")
+    types = [disk.get("values") for disk in disks]
+    if None not in types and types[0] != types[1]:
+        lines.append(f"  Values are stored as {types[0]} in the dense one, as {types[1]} in the pruned one.")
     memory = {name: each["memory"]["model"] for name, each in entries.items() if each.get("memory")}
     memory = {name: size for name, size in memory.items() if size}
     sizes: list[int] = [

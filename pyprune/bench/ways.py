@@ -109,7 +109,8 @@ class _Session:
         self._names = {entry.name for entry in self._session.get_inputs()}
 
     def __call__(self, **batch: Tensor) -> Any:
-        given = {name: tensor.numpy() for name, tensor in batch.items() if name in self._names}
+        # token types, if they were there at the export and are not now, are all the first one
+        given = {name: batch.get(name, torch.zeros_like(batch["input_ids"])).numpy() for name in self._names}
         return SimpleNamespace(logits=torch.from_numpy(self._session.run(None, given)[0]))
 
 
