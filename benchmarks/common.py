@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark shares: interleaved timing, facts of the machine, results as JSON.
+"""What every benchmark shares: flags, activations, results as JSON; timing and machine facts are `pyprune.bench`'s.
 
-Timings of one case are taken in turns, candidate after candidate, round after round, so that a noisy
-machine disturbs all of them alike and their ratio holds. A file of results is one JSON object with one
-case per line: `benchmarks/results/YYYY-MM-DD-<name>.json`.
+A file of results is one JSON object with one case per line: `benchmarks/results/YYYY-MM-DD-<name>.json`.
 """
 
 from __future__ import annotations
@@ -12,12 +10,8 @@ import argparse
 import datetime
 import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,102 +20,13 @@ import torch
 
 import pyprune
 from pyprune import backends
+from pyprune.bench.machine import machine
+from pyprune.bench.report import one_case_a_line
+from pyprune.bench.timing import Timing, interleaved
+
+__all__ = ["RESULTS", "Report", "Timing", "activations", "arguments", "interleaved", "machine", "set_threads"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one candidate over all rounds."""
-
-    median: float
-    p10: float
-    p90: float
-    rounds: int
-
-
-def interleaved(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1, device: str = "cpu"
-) -> dict[str, Timing]:
-    """Time several callables in turns.
-
-    Parameters
-    ----------
-    candidates : mapping of name to callable
-        Each does the whole work once. The order within a round turns by one from round to round.
-    rounds, warmup : int
-        Measured and unmeasured rounds.
-    device : str
-        "cuda" waits for the device before and after each call.
-    """
-    names = list(candidates)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-warmup, rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            _wait(device)
-            start = time.perf_counter()
-            candidates[name]()
-            _wait(device)
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: _summary(values) for name, values in seconds.items()}
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _summary(values: Sequence[float]) -> Timing:
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return Timing(
-        median=statistics.median(ordered),
-        p10=ordered[round(0.1 * last)],
-        p90=ordered[round(0.9 * last)],
-        rounds=len(ordered),
-    )
-
-
-def machine() -> dict[str, Any]:
-    """Facts without which a number means nothing."""
-    facts: dict[str, Any] = {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": backends.threads(),
-        "torch_threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "platform": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pyprune": pyprune.__version__,
-        "commit": _commit(),
-        "backends": {op: {"cpu": backends.choose(op, "cpu").backend} for op in backends.operations()},
-    }
-    if backends.unavailable("cpp") is None:
-        facts["build"] = dict(backends.extension().build_info())
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 @dataclass
@@ -185,9 +90,7 @@ class Report:
             return
         RESULTS.mkdir(exist_ok=True)
         path = self._path
-        head = json.dumps({"name": self.name, "machine": self.machine})
-        body = ",\n".join(json.dumps(case) for case in self.cases)
-        path.write_text(f'{head[:-1]},\n"cases": [\n{body}\n]}}\n')
+        path.write_text(one_case_a_line({"name": self.name, "machine": self.machine, "cases": self.cases}))
         print(f"wrote {path.relative_to(RESULTS.parents[1])}")
 
 

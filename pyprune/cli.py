@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pyprune prune | evaluate | export | info | demo``.
+"""``pyprune prune | evaluate | export | bench | info | demo``.
 
 Exit status: 0 done, 1 failed (the message says what was asked, what was seen and what to try), 2 bad usage.
 With ``--json`` stdout holds exactly one JSON document; everything for a person goes to stderr.
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 import pyprune
-from pyprune.commands import common, demo, evaluate, export, info, prune
+from pyprune.commands import bench, common, demo, evaluate, export, info, prune
 from pyprune.errors import InputError, PypruneError
 
 _EPILOG = """\
@@ -28,6 +28,8 @@ examples:
   pyprune evaluate pruned --data dev.tsv
   pyprune export pruned --sparse small
       the same model without its zeros, on disk and in memory
+  pyprune bench model MODEL pruned
+      how much faster and smaller the pruned model is
   pyprune info
 
 `pyprune COMMAND --help` shows the options and examples of a command.
@@ -44,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pyprune {pyprune.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (prune, evaluate, export, info, demo):
+    for command in (prune, evaluate, export, bench, info, demo):
         command.add(commands)
     return parser
 

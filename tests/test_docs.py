@@ -279,8 +279,8 @@ def test_floors() -> None:
     rows = table(page, "floor")
     assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
     assert [set(names(rooms)) for _, rooms in rows] == test_house.FLOORS
-    pairs = re.findall(r"`(\w+)` from\s+`(\w+)` and\s+`(\w+)`", page)
-    assert {(room, other) for room, *others in pairs for other in others} == test_house.SAME_FLOOR
+    pairs = re.findall(r"`(\w+)` from((?:(?:,| and)?\s+`\w+`)+)", page)
+    assert {(room, other) for room, others in pairs for other in names(others)} == test_house.SAME_FLOOR
     assert {names(library)[0]: set(names(rooms)) for library, rooms in table(page, "library")} == test_house.ONLY_IN
 
 

@@ -79,6 +79,16 @@ def test_prune_model(tmp_path: Path) -> None:
     assert lines["pruned"] == tasks.evaluate(saved, held_out, tokenizer=tokenizer).describe()
 
 
+def test_bench_my_kernel(tmp_path: Path) -> None:
+    text = run("bench_my_kernel.py", "--shapes", "16x32", "--tokens", "1,3", "--seconds", "0.01", folder=tmp_path)
+    assert re.findall(r"^16x32, tokens (\d), zeros (\d+)%$", text, re.MULTILINE) == [
+        (tokens, zeros) for tokens in ("1", "3") for zeros in ("50", "90")
+    ]
+    for name in ("pyprune", "skip-columns", "torch.linear"):
+        assert len(re.findall(rf"^  {re.escape(name)} +[\d.]+ µs   error \de-\d\d$", text, re.MULTILINE)) == 4, name
+    assert len(re.findall(r"^skip-columns, float32, unstructured, \d\d % zeros: ", text, re.MULTILINE)) == 2
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_help_and_a_test(path: Path, tmp_path: Path) -> None:
     assert path.name in run(path.name, "--help", folder=tmp_path)

@@ -21,15 +21,19 @@ FLOORS = [
     {"sparse"},
     {"result"},
     {"methods", "compat"},
-    {"demo", "progress", "commands"},
+    {"demo", "bench", "progress", "commands"},
     {"cli"},
     {"__main__"},
 ]
-SAME_FLOOR = {("commands", "demo"), ("commands", "progress"), ("demo", "progress"), ("demo", "commands")}
+SAME_FLOOR = {
+    *(("commands", other) for other in ("demo", "bench", "progress")),
+    *((room, other) for room in ("demo", "bench") for other in ("progress", "commands")),
+}
 ONLY_IN = {
     "transformers": {"models", "methods", "tasks", "sparse", "result", "demo", "commands", "cli"},
     "datasets": {"tasks"},
     "pyarrow": {"tasks"},
+    "matplotlib": {"bench"},
     "rich": {"progress", "cli", "commands", "demo"},
     "pybind11": set(),
 }

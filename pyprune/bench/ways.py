@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways to run a dense and a pruned model that ``bench model`` compares; one table."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pyprune
+
+Batch = dict[str, Tensor]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a model.
+
+    Attributes
+    ----------
+    name : str
+    model : {"dense", "pruned"}
+        Which of the two.
+    make : callable
+        ``(model in float32, dtype, a batch) -> module``; the model is its own to change. A module takes what a
+        transformers model takes, by name, and returns what has ``logits``.
+    dtypes : tuple of str
+        That it comes in.
+    needs : tuple of str
+        Modules that have to be importable, and functions of pyprune (``pyprune.<name>``).
+    ours : bool
+        Made by pyprune.
+    optional : bool
+        Takes part only when asked for.
+    """
+
+    name: str
+    model: str
+    make: Callable[[Any, torch.dtype, Batch], Any]
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+    needs: tuple[str, ...] = ()
+    ours: bool = False
+    optional: bool = False
+
+    def missing(self) -> str | None:
+        """Why it cannot take part here, if it cannot."""
+        for name in self.needs:
+            room, _, function = name.partition(".")
+            if room == "pyprune" and getattr(pyprune, function, None) is None:
+                return f"not available: this pyprune has no {name}"
+            if importlib.util.find_spec(room) is None:
+                return f"not installed: {name}"
+        return None
+
+
+def _eager(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
+    return model.to(dtype)
+
+
+def _compiled(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
+    return torch.compile(model.to(dtype), dynamic=True)
+
+
+def _sparsify(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
+    sparsify: Any = getattr(pyprune, "sparsify")  # noqa: B009
+    return sparsify(model.to(dtype), format="auto")
+
+
+def _optimize(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
+    optimize: Any = getattr(pyprune, "optimize")  # noqa: B009
+    return optimize(model.to(dtype))
+
+
+class _Session:
+    """A model in onnxruntime, for any number and length of sequences."""
+
+    def __init__(self, model: Any, batch: Batch) -> None:
+        import onnxruntime
+
+        names = list(batch)
+        axes = {name: {0: "sequences", 1: "tokens"} for name in names}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            torch.onnx.export(
+                _ByPlace(model, names),
+                tuple(batch.values()),
+                str(path),
+                input_names=names,
+                output_names=["logits"],
+                dynamic_axes={**axes, "logits": {0: "sequences"}},
+                opset_version=17,
+                dynamo=False,
+            )
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.inter_op_num_threads = 1
+            # its threads would take the others' cores while they wait
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._names = {entry.name for entry in self._session.get_inputs()}
+
+    def __call__(self, **batch: Tensor) -> Any:
+        # token types, if they were there at the export and are not now, are all the first one
+        given = {name: batch.get(name, torch.zeros_like(batch["input_ids"])).numpy() for name in self._names}
+        return SimpleNamespace(logits=torch.from_numpy(self._session.run(None, given)[0]))
+
+
+class _ByPlace(nn.Module):
+    """Inputs by place and logits alone, as an export wants them."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return logits(self.model(**dict(zip(self.names, tensors, strict=True))))
+
+
+def _onnxruntime(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
+    return _Session(model, batch)
+
+
+WAYS = (
+    Way("dense", "dense", _eager),
+    Way("dense compiled", "dense", _compiled, optional=True),
+    Way("dense onnxruntime", "dense", _onnxruntime, ("float32",), ("onnxruntime", "onnx")),
+    Way("pruned as dense", "pruned", _eager),
+    Way("pruned sparsify", "pruned", _sparsify, needs=("pyprune.sparsify",), ours=True),
+    Way("pruned optimize", "pruned", _optimize, needs=("pyprune.optimize",), ours=True),
+)
+
+
+def way(name: str) -> Way:
+    """The way of this name."""
+    return next(each for each in WAYS if each.name == name)
+
+
+def logits(output: Any) -> Tensor:
+    """The scores a model gives: logits, or those of the first token of an answer."""
+    found: Tensor = output.logits if hasattr(output, "logits") else output.start_logits
+    return found
+
+
+def accepted(model: Any, batch: Mapping[str, Tensor]) -> Batch:
+    """What a model takes of a tokenizer's output: DistilBERT has no use for token_type_ids."""
+    names = inspect.signature(model.forward).parameters
+    return {name: tensor for name, tensor in batch.items() if name in names}
