@@ -13,13 +13,12 @@ from pyprune.result import REPORT
 
 
 def open_checkpoint(path: str) -> Any:
-    """A model in float32 and evaluation mode: plain, or as :meth:`pyprune.PruneResult.save` wrote it."""
-    if not (Path(path).expanduser() / REPORT).is_file():
+    """A model in float32 and evaluation mode, its zeros in place, however it is stored."""
+    folder = Path(path).expanduser()
+    plain = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    if plain or not (folder / REPORT).is_file():
         return open_model(path)
-    try:
-        return open_model(path)
-    except InputError:
-        return pyprune.load(path).float().eval()
+    return pyprune.load(path, dense=True).float().eval()
 
 
 def check_pair(dense: Any, pruned: Any) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 import pyprune
 
 Batch = dict[str, Tensor]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Of the weights. Activations have the same type, float32 with int8 weights.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_FLOATING = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Way:
     name: str
     model: str
     make: Callable[[Any, torch.dtype, Batch], Any]
-    dtypes: tuple[str, ...] = tuple(DTYPES)
+    dtypes: tuple[str, ...] = _FLOATING
     needs: tuple[str, ...] = ()
     ours: bool = False
     optional: bool = False
@@ -70,14 +73,27 @@ def _compiled(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
     return torch.compile(model.to(dtype), dynamic=True)
 
 
+def _quantised(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
+    """Dynamic: inputs are quantised at every call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has had it on its way out for years, without another in its place
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
 def _sparsify(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
     sparsify: Any = getattr(pyprune, "sparsify")  # noqa: B009
-    return sparsify(model.to(dtype), format="auto")
+    if dtype.is_floating_point:
+        return sparsify(model.to(dtype), format="auto")
+    return sparsify(model, format="auto", dtype=dtype)
 
 
 def _optimize(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
+    """Activations in float32, whatever the type of the weights."""
     optimize: Any = getattr(pyprune, "optimize")  # noqa: B009
-    return optimize(model.to(dtype))
+    if dtype == torch.float32:
+        return optimize(model)
+    sparsify: Any = getattr(pyprune, "sparsify")  # noqa: B009
+    return optimize(sparsify(model, format="auto", dtype=dtype))
 
 
 class _Session:
@@ -132,10 +148,11 @@ def _onnxruntime(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
 WAYS = (
     Way("dense", "dense", _eager),
     Way("dense compiled", "dense", _compiled, optional=True),
+    Way("dense quantised", "dense", _quantised, ("int8",)),
     Way("dense onnxruntime", "dense", _onnxruntime, ("float32",), ("onnxruntime", "onnx")),
     Way("pruned as dense", "pruned", _eager),
-    Way("pruned sparsify", "pruned", _sparsify, needs=("pyprune.sparsify",), ours=True),
-    Way("pruned optimize", "pruned", _optimize, needs=("pyprune.optimize",), ours=True),
+    Way("pruned sparsify", "pruned", _sparsify, tuple(DTYPES), ("pyprune.sparsify",), ours=True),
+    Way("pruned optimize", "pruned", _optimize, tuple(DTYPES), ("pyprune.optimize",), ours=True),
 )
 
 

@@ -113,7 +113,7 @@ def _add_model(kinds: Any) -> None:
     parser.add_argument("dense", metavar="DENSE", help="folder of the dense model, or its name on the hub")
     parser.add_argument("pruned", metavar="PRUNED", help="folder of the pruned model")
     cases = parser.add_argument_group("cases (all combinations; lists with commas)")
-    cases.add_argument("--batch", type=_numbers, default=[1, 8, 32], metavar="N", help="sequences (default 1,8,32)")
+    cases.add_argument("--batch", type=_numbers, metavar="N", help="sequences (default 1,8,32)")
     cases.add_argument(
         "--length",
         type=_lengths,
@@ -121,7 +121,11 @@ def _add_model(kinds: Any) -> None:
         help="tokens of random text (128), or real: that of the data (default where there is data)",
     )
     cases.add_argument(
-        "--dtype", type=_names, default=["float32", "bfloat16"], metavar="T", help="default float32,bfloat16"
+        "--dtype",
+        type=_names,
+        default=["float32", "bfloat16"],
+        metavar="T",
+        help="float32, bfloat16, int8; default the first two",
     )
     cases.add_argument("--compile", action="store_true", help="also the dense model by torch.compile (takes minutes)")
     data = parser.add_argument_group("data")
@@ -181,6 +185,7 @@ def run_spmm(arguments: argparse.Namespace) -> int:
 def run_model(arguments: argparse.Namespace) -> int:
     """Measure, print a table and the verdict, write the files."""
     from pyprune import bench, tasks
+    from pyprune.bench import model
     from pyprune.progress import for_terminal
 
     _check_output(arguments.output)
@@ -203,7 +208,7 @@ def run_model(arguments: argparse.Namespace) -> int:
         document = bench.run_model(
             arguments.dense,
             arguments.pruned,
-            batches=[1] if arguments.quick else arguments.batch,
+            batches=arguments.batch or ((1,) if arguments.quick else model.BATCHES),
             lengths=lengths,
             dtypes=arguments.dtype,
             examples=examples,

@@ -29,7 +29,7 @@ def run(pair: Pair, **options: Any) -> dict[str, Any]:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Functions of pyprune that change nothing."""
-    monkeypatch.setattr(pyprune, "sparsify", lambda model, format: model, raising=False)
+    monkeypatch.setattr(pyprune, "sparsify", lambda model, format, dtype=None: model, raising=False)
     monkeypatch.setattr(pyprune, "optimize", lambda model: model, raising=False)
 
 
@@ -37,10 +37,11 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_record(pair: Pair, tmp_path: Path) -> None:
     _, dev = build_data(tmp_path, dev=12)
     examples = tasks.load_texts(dev, purpose="evaluation")
-    record = run(pair, batches=[1, 3], lengths=["real", 6], examples=examples)
+    dtypes = ["float32", "bfloat16", "int8"]
+    record = run(pair, batches=[1, 3], lengths=["real", 6], dtypes=dtypes, examples=examples)
     assert [(case["batch"], case["length"]) for case in record["cases"]] == [(1, "real"), (3, "real"), (1, 6), (3, 6)]
     names = ["dense", "pruned as dense", "pruned sparsify", "pruned optimize"]
-    wanted = {f"{name} {dtype}" for name in names for dtype in ("float32", "bfloat16")}
+    wanted = {f"{name} {dtype}" for name in names for dtype in ("float32", "bfloat16")} | {"dense quantised int8"}
     assert wanted <= set(record["candidates"])
     for case in record["cases"]:
         for name in wanted:
@@ -48,7 +49,7 @@ def test_record(pair: Pair, tmp_path: Path) -> None:
             assert result["status"] == "timed", (name, result)
             assert result["p50"] <= result["p90"] <= result["p99"]
             assert result["rounds"] == 2
-            assert result["error"] < (0.1 if "bfloat16" in name else 1e-5)
+            assert result["error"] < (1e-5 if "float32" in name else 0.1)
     assert {entry["evaluation"]["total"] for name, entry in record["candidates"].items() if name in wanted} == {12}
     assert record["models"]["dense"]["linear_sparsity"] == 0
     assert record["models"]["pruned"]["linear_sparsity"] == pytest.approx(0.75, abs=0.01)
@@ -116,6 +117,34 @@ def test_interrupted_it_keeps_what_was_measured(pair: Pair, monkeypatch: pytest.
     record = run(pair, batches=[1, 2, 3], dtypes=["float32"])
     assert record["interrupted"]
     assert [case["batch"] for case in record["cases"]] == [1]
+
+
+def test_values_of_another_type_than_the_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of pyprune: bfloat16 whole, int8 for the weights alone; the optimised form is fed by sparsify."""
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        pyprune, "sparsify", lambda m, format, dtype=None: asked.append((m.weight.dtype, dtype)) or m, raising=False
+    )
+    monkeypatch.setattr(pyprune, "optimize", lambda m: asked.append(m.weight.dtype) or m, raising=False)
+    for name, dtype in (("sparsify", "bfloat16"), ("sparsify", "int8"), ("optimize", "float32"), ("optimize", "int8")):
+        ways.way(f"pruned {name}").make(nn.Linear(2, 2), ways.DTYPES[dtype], {})
+    assert asked == [
+        (torch.bfloat16, None),
+        (torch.float32, torch.int8),
+        torch.float32,
+        (torch.float32, torch.int8),
+        torch.float32,
+    ]
+
+
+def test_sparse_storage_is_opened_with_its_zeros(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pyprune.json").write_text("{}", encoding="utf-8")
+    known = opening.open_model(str(pair[1]))
+    calls: list[Any] = []
+    monkeypatch.setattr(pyprune, "load", lambda path, **options: calls.append((path, options)) or known, raising=False)
+    assert opening.open_checkpoint(str(tmp_path)) is known
+    assert calls == [(str(tmp_path), {"dense": True})]
+    assert opening.open_checkpoint(str(pair[1])) is not known
 
 
 def test_throughput_counts_what_was_run() -> None:
