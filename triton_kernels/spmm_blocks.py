@@ -158,7 +158,9 @@ def spmm_blocks(
         raise ValueError(f"blocks must have sides among {SIDES} that divide, got {tuple(values.shape)}")
     blocks, height, width = values.shape
     if columns.shape != (blocks,) or starts.shape != (rows // height + 1,):
-        raise ValueError(f"columns and starts must fit {blocks} blocks, got {tuple(columns.shape), tuple(starts.shape)}")
+        raise ValueError(
+            f"columns and starts must fit {blocks} blocks, got {tuple(columns.shape), tuple(starts.shape)}"
+        )
     if columns.dtype != torch.int32 or starts.dtype != torch.int32 or values.dtype not in (*ELEMENTS, torch.int8):
         raise ValueError(f"columns and starts must be int32, got {columns.dtype}, {starts.dtype}; {values.dtype}")
     if x.ndim != 2 or len(x) != tokens or x.shape[1] % width or x.dtype not in ELEMENTS or y.dtype not in ELEMENTS:

@@ -9,7 +9,7 @@ from typing import Any
 import pyprune
 from pyprune.commands.checkpoints import open_model
 from pyprune.errors import InputError
-from pyprune.result import REPORT
+from pyprune.files import REPORT
 
 
 def open_checkpoint(path: str) -> Any:

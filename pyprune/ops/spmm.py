@@ -235,6 +235,20 @@ _spmm = library.register(
 )
 
 
+# The matrix with its zeros, for the gradient: an op, so that torch.compile need not look into the arrangement.
+library._LIBRARY.define(
+    "spmm_dense(Tensor[] parts, Tensor? scale, str format, SymInt out, SymInt columns, int[] geometry, "
+    "ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library._LIBRARY.impl("spmm_dense", lambda *given: _dense(*given).clone(), "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "pyprune::spmm_dense",
+    lambda parts, scale, format, out, columns, geometry, dtype: parts[0].new_empty((out, columns), dtype=dtype),
+    lib=library._LIBRARY,
+)
+
+
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, parts, scale, bias, ctx.format, ctx.out, ctx.geometry, _ = inputs
     ctx.columns, ctx.dtype = x.shape[-1], x.dtype
@@ -245,9 +259,11 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     saved = list(ctx.saved_tensors)
     scale = saved.pop() if ctx.has_scale else None
-    weight = _dense(saved, scale, ctx.format, ctx.out, ctx.columns, ctx.geometry, ctx.dtype)
-    to_x = gradient @ weight if ctx.needs_input_grad[0] else None
-    to_bias = gradient.flatten(0, -2).sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[3] else None
+    to_x = None
+    if ctx.needs_input_grad[0]:
+        dense = torch.ops.pyprune.spmm_dense.default
+        to_x = gradient @ dense(saved, scale, ctx.format, ctx.out, ctx.columns, ctx.geometry, ctx.dtype)
+    to_bias = gradient.reshape(-1, ctx.out).sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[3] else None
     return to_x, [None] * len(saved), None, to_bias, None, None, None, None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.ops import prepare, spmm
-from pyprune.ops.sparse_weight import STORED, SparseWeight, compress
+from pyprune.ops.sparse_weight import STORED, SparseWeight, compress, restore
 from pyprune.sparse.detect import format_of, geometry_of
 from pyprune.sparse.layout import check
 
@@ -69,8 +69,9 @@ class SparseLinear(nn.Module):
             raise InputError("the bias does not fit", asked=f"[{self.out_features}]", seen=str(list(bias.shape)))
         self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         self.values = None
+        self._kind = (weight.format, weight.geometry) if weight.format in STORED else ("bitmask", (1, 1))
         if trainable_values:
-            weight = stored(weight)
+            weight = self._stored(weight)
             if not weight.dtype.is_floating_point:
                 raise InputError(f"values of {weight.dtype} cannot be trained", hint="float32, or a half type")
             self.values = nn.Parameter(weight.values)
@@ -120,19 +121,25 @@ class SparseLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense matrix, made anew at every look, ``(out, in)``; not to be assigned."""
-        return stored(self.sparse).to_dense()
+        return self.sparse.to_dense()
 
     def extra_repr(self) -> str:
         """Sizes, format and how much is kept."""
-        weight = stored(self.sparse)
+        weight = self._stored(self.sparse)
         kept = weight.values.numel() / max(self.in_features * self.out_features, 1)
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"format={weight.format}, kept={100 * kept:.4g} %, values={str(weight.dtype).removeprefix('torch.')}"
         )
 
+    def _stored(self, weight: SparseWeight) -> SparseWeight:
+        """As a file holds it, whatever arrangement its kernel wanted."""
+        return weight if weight.format in STORED else restore(weight, *self._kind)
+
     def _hold(self, weight: SparseWeight) -> None:
         """Take a weight; trained values are the parameter itself, in the stored format."""
+        if weight.format in STORED:
+            self._kind = (weight.format, weight.geometry)
         if self.values is None:
             self.sparse = prepare(weight)
         else:
@@ -140,7 +147,7 @@ class SparseLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        weight = stored(self.sparse)
+        weight = self._stored(self.sparse)
         parts = {name: _converted(fn, part) for name, part in weight.parts.items() if part is not self.values}
         scale = None if weight.scale is None else fn(weight.scale).float()
         self._hold(replace(weight, parts=parts, scale=scale))
@@ -148,7 +155,7 @@ class SparseLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
-        weight = stored(self.sparse)
+        weight = self._stored(self.sparse)
         tensors = dict(weight.parts)
         if weight.scale is not None:
             tensors["scale"] = weight.scale
@@ -220,11 +227,6 @@ def compress_as(
             raise InputError(f"the mask has no pattern to be stored as {format}", hint='format="bitmask"')
         geometry = found
     return compress(weight, mask, format=format, geometry=geometry, dtype=dtype)
-
-
-def stored(weight: SparseWeight) -> SparseWeight:
-    """A weight as a file holds it, whatever arrangement its kernel wanted (today that is the stored one)."""
-    return weight
 
 
 def _converted(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.models import adapter_for, families
-from pyprune.ops.sparse_weight import STORED
+from pyprune.ops.sparse_weight import STORED, VALUE_TYPES
+from pyprune.ops.spmm_plan import faster
 from pyprune.sparse.linear import SparseLinear, compress_as
 
 FORMATS = ("auto", *STORED)
-_DENSITY = 0.5  # above it the dense product is taken to be the faster one
+# On a GPU, where nothing was measured yet: few tokens wait for memory, and a bit of mask costs 1/16 of a weight.
+_GPU_TOKENS, _GPU_DENSITY = 32, 0.6
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,10 @@ def sparsify(
     Examples
     --------
     >>> linear = nn.Linear(8, 4)
-    >>> model = sparsify(nn.Sequential(linear), masks={"0": torch.arange(32).reshape(4, 8) % 8 < 2})
+    >>> model = sparsify(nn.Sequential(linear), "block", masks={"0": torch.arange(32).reshape(4, 8) % 8 < 2})
     >>> print(model.pyprune_sparse)
     1 of 1 linears are sparse, 0.0 MiB -> 0.0 MiB
-        1 x [4, 8]  block: sparse is faster, 25 % kept
+        1 x [4, 8]  block: asked for, 25 % kept
     """
     if format not in FORMATS:
         raise InputError(f"unknown format {format!r}", hint=", ".join(FORMATS))
@@ -163,14 +165,19 @@ def _choose(
         return None, "it has no zeros"
     if format != "auto":
         return format, "asked for"
-    if faster((linear.out_features, linear.in_features), float(mask.float().mean()), dtype, tokens):
-        return "auto", "sparse is faster"
-    return None, "dense is faster"
+    out, columns = linear.weight.shape
+    kept = int(mask.sum()) / max(mask.numel(), 1)
+    if linear.weight.is_cpu:
+        verdict = faster(out, columns, kept, dtype=_value_type(linear, dtype), tokens=tokens)
+        return ("auto" if verdict.format == "sparse" else None), f"{verdict.format} is faster at {tokens} tokens"
+    if tokens <= _GPU_TOKENS and kept <= _GPU_DENSITY:
+        return "auto", f"sparse is taken to be faster at {tokens} tokens"
+    return None, f"dense is taken to be faster at {tokens} tokens"
 
 
-def faster(shape: tuple[int, int], density: float, dtype: torch.dtype | None, tokens: int) -> bool:
-    """Whether the sparse product is the faster one; today a matter of density alone."""
-    return density <= _DENSITY
+def _value_type(linear: nn.Linear, dtype: torch.dtype | None) -> torch.dtype:
+    own = linear.weight.dtype if linear.weight.dtype in VALUE_TYPES else torch.float32
+    return own if dtype is None else dtype
 
 
 def _mib(size: int) -> str:

@@ -49,7 +49,7 @@ def test_record(pair: Pair, tmp_path: Path) -> None:
             assert result["status"] == "timed", (name, result)
             assert result["p50"] <= result["p90"] <= result["p99"]
             assert result["rounds"] == 2
-            assert result["error"] < (1e-5 if "float32" in name else 0.1)
+            assert result["error"] < (1e-5 if "float32" in name else 0.1 if "bfloat16" in name else 0.3)
     assert {entry["evaluation"]["total"] for name, entry in record["candidates"].items() if name in wanted} == {12}
     assert record["models"]["dense"]["linear_sparsity"] == 0
     assert record["models"]["pruned"]["linear_sparsity"] == pytest.approx(0.75, abs=0.01)

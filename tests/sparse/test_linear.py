@@ -30,7 +30,7 @@ def test_a_drop_in(pattern: str, dtype: torch.dtype | None) -> None:
     linear, sparse = pair(pattern, dtype)
     assert sparse.sparse.dtype == (dtype or torch.float32)
     linear.weight.data.copy_(sparse.weight.float())
-    for shape in ((1, 24), (5, 24), (2, 3, 24), (0, 24)):
+    for shape in ((24,), (1, 24), (5, 24), (2, 3, 24), (0, 24)):
         x, same = (torch.randn(shape).requires_grad_() for _ in range(2))
         same.data.copy_(x.data)
         y, wanted = sparse(x), linear(same)

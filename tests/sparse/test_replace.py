@@ -12,9 +12,21 @@ from torch import nn
 
 import pyprune
 from pyprune.errors import InputError
-from pyprune.sparse import SparseLinear
+from pyprune.ops.spmm_plan import Verdict
+from pyprune.sparse import SparseLinear, replace
 
 
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models this small are faster dense: half of the weights decide."""
+
+    def faster(out: int, columns: int, density: float, **rest: object) -> Verdict:
+        return Verdict("sparse" if density <= 0.5 else "dense", "")
+
+    monkeypatch.setattr(replace, "faster", faster)
+
+
+@pytest.mark.usefixtures("half")
 @pytest.mark.parametrize("family", ["bert", "distilbert", "llama"])
 def test_models_of_a_known_family(family: str) -> None:
     result = pruned(family, "lm" if family == "llama" else "classification")
@@ -34,6 +46,16 @@ def test_models_of_a_known_family(family: str) -> None:
     assert [choice.name for choice in found.pyprune_sparse] == [choice.name for choice in model.pyprune_sparse]
 
 
+@pytest.mark.parametrize(("kept", "tokens", "format"), [(0.1, 128, "bitmask"), (0.9, 128, None), (0.9, 1, None)])
+def test_the_plan_decides(kept: float, tokens: int, format: str | None, generator: torch.Generator) -> None:
+    linear = nn.Linear(768, 768)
+    mask = torch.rand(768, 768, generator=generator) < kept
+    (choice,) = pyprune.sparsify(nn.Sequential(linear), masks={"0": mask}, tokens=tokens).pyprune_sparse
+    assert choice.format == format
+    assert choice.reason == f"{'dense' if format is None else 'sparse'} is faster at {tokens} tokens"
+
+
+@pytest.mark.usefixtures("half")
 def test_any_module_and_formats() -> None:
     shared = nn.Linear(16, 16)
     shared.weight.data[:, 1:] = 0
@@ -46,7 +68,8 @@ def test_any_module_and_formats() -> None:
     assert type(model[2]) is nn.Linear
     for format in ("dense", "bitmask", "block"):
         found: SparseLinear = pyprune.sparsify(dense, format)[0]
-        assert found.sparse.format == format
+        assert found.sparse.format == ("dense" if format == "dense" else "rows")
+        assert f"format={format}" in repr(found)
         assert torch.equal(found.weight, dense[0].weight)
     dense[2].weight.data[0, :3] = 0
     assert "dense is faster" in str(pyprune.sparsify(dense).pyprune_sparse)
