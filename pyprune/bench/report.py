@@ -22,7 +22,8 @@ A case has ``results``: candidate -> result, and a result a ``status``:
     ``models``: "dense" and "pruned" -> ``path``, ``disk`` (bytes of ``folder``, ``weights`` and ``linears``, and
     what type the ``values`` have; null where they cannot be told), ``linear_sparsity``.
     ``candidates``: name -> ``model``, ``way``, ``dtype``, ``ours``, ``memory`` (bytes of ``process`` and ``model``,
-    measured in a process of its own; null) and ``evaluation`` (as of ``pyprune evaluate``; null). A case is ``batch`` and ``length`` ("real", or tokens). ``error`` is the largest
+    measured in a process of its own; null) and ``evaluation`` (as of ``pyprune evaluate``; null). A case is ``batch``
+    and ``length`` ("real", or tokens). ``error`` is the largest
     difference of a logit to the same model eager in float32; a timed result also has ``p50``,
     ``sentences_per_second`` and ``tokens_per_second`` (real tokens).
 """

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pyprune.sparse.linear import SparseLinear
-from pyprune.sparse.optimize import PackedEncoder, optimize
+from pyprune.sparse.packed import PackedEncoder, optimize
 from pyprune.sparse.replace import sparsify
 
 __all__ = ["PackedEncoder", "SparseLinear", "optimize", "sparsify"]

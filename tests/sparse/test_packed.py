@@ -13,7 +13,7 @@ from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models import adapter_for
 from pyprune.sparse import PackedEncoder
-from pyprune.sparse.optimize import kept_tokens
+from pyprune.sparse.packed import kept_tokens
 
 SAME = 1e-5  # promised are 1e-4; entries are about 1
 
