@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import test_house
 import yaml
 from tiny_checkpoint import build_checkpoint
@@ -139,7 +140,7 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
 
 
 def test_readme_whole_model(readme: Ran) -> None:
-    assert readme.blocks == 2
+    assert readme.blocks == 3
     result = readme.names["result"]
     assert result.report["method"] == "akr"
     assert result.report["sparsity"]["linear_weights"] == 0.5
@@ -147,6 +148,15 @@ def test_readme_whole_model(readme: Ran) -> None:
     for name, mask in result.masks.items():
         assert bool((saved[f"{name}.weight"][~mask] == 0).all()), name
         assert pyprune.Unstructured(0.5).holds(mask), name
+
+
+def test_readme_smaller_and_faster(readme: Ran) -> None:
+    assert (readme.folder / "small" / "pyprune.safetensors").is_file()
+    assert readme.names["faster"] is readme.names["model"]
+    tokens = torch.arange(5, 17).reshape(2, 6)
+    with torch.inference_mode():
+        wanted = readme.names["again"](input_ids=tokens).logits
+        torch.testing.assert_close(readme.names["faster"](input_ids=tokens).logits, wanted, atol=1e-4, rtol=0)
 
 
 def test_readme_one_matrix(readme: Ran) -> None:
@@ -416,4 +426,4 @@ def test_cited_papers_are_those_of_the_methods() -> None:
 
 
 def test_readme_is_short() -> None:
-    assert len(TEXT["README.md"].splitlines()) <= 220
+    assert len(TEXT["README.md"].splitlines()) <= 235
