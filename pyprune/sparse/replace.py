@@ -36,7 +36,7 @@ class Choice:
     format : str or None
         The stored format; None: it stays an ``nn.Linear``.
     dense_bytes, bytes : int
-        Of the weight before and after.
+        Of the weight in memory, before and after.
     reason : str
     """
 
@@ -127,8 +127,9 @@ def sparsify(
             continue
         weight = compress_as(linear.weight, mask, chosen, dtype)
         bias = linear.bias if inplace else copy.deepcopy(linear.bias)
-        replaced[id(linear)] = SparseLinear(weight, bias).train(linear.training)
-        choices.append(Choice(name, weight.shape, kept, weight.format, size, weight.nbytes, reason))
+        sparse = SparseLinear(weight, bias).train(linear.training)
+        replaced[id(linear)] = sparse
+        choices.append(Choice(name, weight.shape, kept, weight.format, size, sparse.sparse.nbytes, reason))
     if inplace:
         for module in list(model.modules()):
             for key, child in module._modules.items():
