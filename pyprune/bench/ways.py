@@ -74,24 +74,27 @@ def _compiled(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
 
 
 def _quantised(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
-    """Dynamic: inputs are quantised at every call."""
+    """Dynamic: inputs are quantised at every call, weights by rows."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch has had it on its way out for years, without another in its place
-        quantize: Any = torch.ao.quantization.quantize_dynamic
-        return quantize(model, {nn.Linear}, dtype=torch.qint8)
+        quantisation: Any = torch.ao.quantization
+        return quantisation.quantize_dynamic(model, {nn.Linear: quantisation.per_channel_dynamic_qconfig})
 
 
 def _sparsify(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
+    sparsify: Any = getattr(pyprune, "sparsify")  # noqa: B009
     if dtype.is_floating_point:
-        return pyprune.sparsify(model.to(dtype), format="auto")
-    return pyprune.sparsify(model, format="auto", dtype=dtype)
+        return sparsify(model.to(dtype), format="auto")
+    return sparsify(model, format="auto", dtype=dtype)
 
 
 def _optimize(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
     """Activations in float32, whatever the type of the weights."""
+    optimize: Any = getattr(pyprune, "optimize")  # noqa: B009
     if dtype == torch.float32:
-        return pyprune.optimize(model)
-    return pyprune.optimize(pyprune.sparsify(model, format="auto", dtype=dtype))
+        return optimize(model)
+    sparsify: Any = getattr(pyprune, "sparsify")  # noqa: B009
+    return optimize(sparsify(model, format="auto", dtype=dtype))
 
 
 class _Session:
