@@ -82,19 +82,16 @@ def _quantised(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
 
 
 def _sparsify(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
-    sparsify: Any = getattr(pyprune, "sparsify")  # noqa: B009
     if dtype.is_floating_point:
-        return sparsify(model.to(dtype), format="auto")
-    return sparsify(model, format="auto", dtype=dtype)
+        return pyprune.sparsify(model.to(dtype), format="auto")
+    return pyprune.sparsify(model, format="auto", dtype=dtype)
 
 
 def _optimize(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
     """Activations in float32, whatever the type of the weights."""
-    optimize: Any = getattr(pyprune, "optimize")  # noqa: B009
     if dtype == torch.float32:
-        return optimize(model)
-    sparsify: Any = getattr(pyprune, "sparsify")  # noqa: B009
-    return optimize(sparsify(model, format="auto", dtype=dtype))
+        return pyprune.optimize(model)
+    return pyprune.optimize(pyprune.sparsify(model, format="auto", dtype=dtype))
 
 
 class _Session:
