@@ -18,10 +18,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from common import Report, Timing, arguments, interleaved
+from common import Report, arguments
 from torch import Tensor
 
 from pyprune import backends, ops
+from pyprune.bench.timing import summary, turns
 from pyprune.ops.spmm_plan import faster
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384), (768, 768), (768, 3072), (3072, 768), (4096, 4096))
@@ -119,13 +120,9 @@ def measure(report: Report, problem: Problem, sparsity: float, tokens: int, opti
     once = {name: seconds(call) for name, call in candidates.items()}
     slow = {name: taken for name, taken in once.items() if taken > TOO_SLOW * once["pyprune"]}
     kept = {name: call for name, call in candidates.items() if name not in slow}
-    calls = {name: 1 if options.quick else max(1, int(TURN / once[name])) for name in kept}
-    rounds = int(SECONDS / sum(calls[name] * once[name] for name in kept))
-    turns = interleaved(
-        {name: repeated(call, calls[name]) for name, call in kept.items()},
-        rounds=min(options.rounds, max(5, rounds)),
-    )
-    timings = {name: each(turn, calls[name]) for name, turn in turns.items()}
+    turn = 0.0 if options.quick else TURN
+    measured = turns(kept, rounds=options.rounds, seconds=SECONDS, burst=turn)
+    timings = {name: summary(values) for name, values in measured.items()}
     out, columns = problem.dense.shape
     density = 1 - sparsity
     report.add(
@@ -144,18 +141,6 @@ def measure(report: Report, problem: Problem, sparsity: float, tokens: int, opti
         gflops=2e-9 * tokens * problem.sparse.mask().sum().item() / timings["pyprune"].median,
         bytes={"dense": problem.dense.numel() * problem.sparse.dtype.itemsize, "ours": problem.sparse.nbytes},
     )
-
-
-def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
-    def run() -> None:
-        for _ in range(times):
-            call()
-
-    return run
-
-
-def each(turn: Timing, calls: int) -> Timing:
-    return Timing(turn.median / calls, turn.p10 / calls, turn.p90 / calls, turn.rounds)
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -106,6 +106,7 @@ def _openvino(problem: Problem) -> Answer:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # the calling thread runs the other candidates too
     }
     compiled = openvino.Core().compile_model(openvino.Model([product], [x], f"linear {out}"), "CPU", settings)
     request = compiled.create_infer_request()

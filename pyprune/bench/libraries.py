@@ -7,6 +7,7 @@ product; that is part of what a layer would have to do, and is timed. Of two way
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ def _scipy(problem: Problem) -> Answer:
 def _mkl(problem: Problem) -> Answer:
     if problem.dtype != torch.float32:
         return None, _FLOAT32
+    # its own OpenMP's threads would spin for 200 ms after each call, on the cores of whoever is next; read when loaded
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
     from sparse_dot_mkl import dot_product_mkl, mkl_set_num_threads
 
     mkl_set_num_threads(torch.get_num_threads())

@@ -27,8 +27,9 @@ BATCHES = (1, 8, 32)
 SECONDS = 15.0  # of a case
 _CHECKED = 2  # batches of a case that are compared before it is timed
 _WARMUP = 1
-# Largest difference of a logit to the same model eager in float32, as a share of the largest logit (or of 1).
-LIMITS = {"float32": 1e-3, "bfloat16": 0.2, "int8": 0.3}
+# Largest difference of a logit to the same model eager in float32, as a share of the largest logit (or of 1). What int8
+# costs is for the accuracy to say; the limit is for what is no model any more.
+LIMITS = {"float32": 1e-3, "bfloat16": 0.2, "int8": 1.0}
 
 
 @dataclass(frozen=True)

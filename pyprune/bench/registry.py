@@ -16,6 +16,7 @@ from pyprune.errors import InputError
 from pyprune.ops.sparse_weight import compress
 from pyprune.ops.spmm import prepare as arrange
 from pyprune.ops.spmm import spmm
+from pyprune.ops.spmm_plan import faster
 from pyprune.patterns import NM, Block, Pattern
 
 OURS = "pyprune"
@@ -200,5 +201,12 @@ def _ours(problem: Problem) -> Answer:
         format, geometry = "block", (problem.pattern.rows, problem.pattern.cols)
     stored = compress(problem.weight, problem.mask, format=format, geometry=geometry, dtype=problem.dtype)
     prepared = arrange(stored)
-    details = {"format": prepared.format, "stored_bytes": stored.nbytes}
+    details = {"format": prepared.format, "stored_bytes": stored.nbytes, "auto": _auto(problem)}
     return Prepared(lambda x: spmm(x, prepared), prepared.nbytes, details=details)
+
+
+def _auto(problem: Problem) -> str:
+    """What ``sparsify`` takes here with format "auto", "sparse" or "dense"; the sparse one is what is timed."""
+    out, columns = problem.weight.shape
+    density = int(problem.mask.sum()) / problem.mask.numel()
+    return faster(out, columns, density, dtype=problem.dtype, tokens=problem.tokens).format

@@ -26,12 +26,15 @@ class Comparison:
         Median of the kernel.
     dense, sparse : (str, float), optional
         Name and median of the best dense and the best other sparse candidate, where there is one.
+    auto : str, optional
+        "sparse" or "dense": what pyprune would take here if it were asked to choose.
     """
 
     case: Mapping[str, Any]
     seconds: float
     dense: tuple[str, float] | None
     sparse: tuple[str, float] | None
+    auto: str | None = None
 
     @property
     def gain(self) -> float | None:
@@ -64,7 +67,8 @@ def comparisons(document: Mapping[str, Any], subject: str) -> list[Comparison]:
                 )
                 for own in ({"dense"}, {"sparse", "pyprune", "registered"})
             ]
-            found.append(Comparison(case, timed[subject], *best))
+            details = case["results"][subject].get("details", {})
+            found.append(Comparison(case, timed[subject], best[0], best[1], details.get("auto")))
     return found
 
 
@@ -91,6 +95,7 @@ def _against_dense(subject: str, found: Sequence[Comparison]) -> list[str]:
         groups.setdefault((each.case["dtype"], each.case["pattern"], each.case["sparsity"]), []).append(each)
     for (dtype, pattern, sparsity), group in groups.items():
         gains = sorted((each.gain or 0.0, _where(each.case)) for each in group)
+        planned = {_where(each.case) for each in group if each.auto == "dense"}
         middle = statistics.median(gain for gain, _ in gains)
         text = f"{subject}, {dtype}, {pattern}, {_percent(sparsity)} zeros: {_times(middle)} the best dense product"
         if len(gains) > 1:
@@ -105,7 +110,9 @@ def _against_dense(subject: str, found: Sequence[Comparison]) -> list[str]:
         if slower:
             shown = ", ".join(f"{where} {_ratio(gain)}" for gain, where in slower[:_NAMED])
             more = f" and {len(slower) - _NAMED} more" if len(slower) > _NAMED else ""
-            lines.append(f"  Slower than dense at this size: {shown}{more}.")
+            known = sum(where in planned for _, where in slower)
+            auto = f"; format auto stays dense in {known} of {len(slower)}" if known else ""
+            lines.append(f"  Slower than dense at this size: {shown}{more}{auto}.")
     if found:
         best = Counter(each.dense[0] for each in found if each.dense is not None).most_common()
         lines.append(f"  The best dense one was {_listed(f'{name} in {count}' for name, count in best)}.")

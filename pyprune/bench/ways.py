@@ -74,11 +74,11 @@ def _compiled(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
 
 
 def _quantised(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
-    """Dynamic: inputs are quantised at every call."""
+    """Dynamic: inputs are quantised at every call, weights by rows."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch has had it on its way out for years, without another in its place
-        quantize: Any = torch.ao.quantization.quantize_dynamic
-        return quantize(model, {nn.Linear}, dtype=torch.qint8)
+        quantisation: Any = torch.ao.quantization
+        return quantisation.quantize_dynamic(model, {nn.Linear: quantisation.per_channel_dynamic_qconfig})
 
 
 def _sparsify(model: Any, dtype: torch.dtype, batch: Batch) -> Any:

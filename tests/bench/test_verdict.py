@@ -43,6 +43,17 @@ def test_slower_at_this_size_is_said() -> None:
     assert "0.75 x as fast as scipy at the worst (50 % zeros, 384x384 with 1 token)" in text
 
 
+def test_slower_but_known_to_be() -> None:
+    own = {"status": "timed", "median": 2.0, "details": {"auto": "dense"}}
+    cases = [
+        (SMALL, 1, 0.5, {"pyprune": own, "torch.linear": 1.0}),
+        (SMALL, 8, 0.5, {"pyprune": 2.0, "torch.linear": 1.0}),
+        (SMALL, 32, 0.5, {"pyprune": own, "torch.linear": 3.0}),
+    ]
+    text = "\n".join(verdict.spmm(spmm_record(*cases)))
+    assert "8 tokens 0.5 x; format auto stays dense in 1 of 2." in text
+
+
 def test_many_slower_cases_are_counted() -> None:
     cases = [(SMALL, tokens, 0.5, {"pyprune": 2.0, "torch.linear": 1.0}) for tokens in range(1, 10)]
     text = "\n".join(verdict.spmm(spmm_record(*cases)))
