@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import test_house
+import torch
 import yaml
 from tiny_checkpoint import build_checkpoint
 

@@ -18,8 +18,6 @@ from pyprune.ops.spmm_plan import faster
 from pyprune.sparse.linear import SparseLinear, compress_as
 
 FORMATS = ("auto", *STORED)
-# On a GPU, where nothing was measured yet: few tokens wait for memory, and a bit of mask costs 1/16 of a weight.
-_GPU_TOKENS, _GPU_DENSITY = 32, 0.6
 
 
 @dataclass(frozen=True)
@@ -171,9 +169,7 @@ def _choose(
     if linear.weight.is_cpu:
         verdict = faster(out, columns, kept, dtype=_value_type(linear, dtype), tokens=tokens)
         return ("auto" if verdict.format == "sparse" else None), f"{verdict.format} is faster at {tokens} tokens"
-    if tokens <= _GPU_TOKENS and kept <= _GPU_DENSITY:
-        return "auto", f"sparse is taken to be faster at {tokens} tokens"
-    return None, f"dense is taken to be faster at {tokens} tokens"
+    return None, f"dense is faster: there is no sparse kernel for {linear.weight.device.type} yet"
 
 
 def _value_type(linear: nn.Linear, dtype: torch.dtype | None) -> torch.dtype:
