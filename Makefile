@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIN := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/constraints.txt
 PIP := $(PIN) $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Two at a time: many tests are of one thread. A file's tests stay together, and share what they build.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 TRANSFORMERS4 := .compat/transformers4
 BUILD := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
 CPP := $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu')
