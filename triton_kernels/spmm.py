@@ -225,8 +225,8 @@ def spmm_cut(rows: int, columns: int, tokens: int, arch: int) -> Cut:
     Returns
     -------
     Cut
-        Columns are split until every multiprocessor has two programs, of four that fit by registers, but no part is
-        shorter than four steps.
+        Columns are split until every multiprocessor has two programs, what fits by registers, but no part is shorter
+        than four steps.
     """
     block = min(32, max(16, triton.next_power_of_2(tokens)))
     steps = triton.cdiv(columns, 2 * COLUMNS)
