@@ -12,8 +12,8 @@ order. Where rows alone do not fill the device, columns are split over programs,
 their order: no atomics, equal input gives equal bits.
 
 Cost, with R rows, C columns, density d, value size s, T tokens: 2 R C T operations; R C (d s + 1/8) bytes of the matrix
-and R C T / 16 bytes of 16-bit x through the second-level cache; decoding takes some dozens of instructions a weight,
-which the CUDA kernel does in six: this one is for builds without it. Not measured on a GPU yet.
+and R C T / 16 bytes of 16-bit x through the second-level cache; decoding takes some dozens of instructions a weight
+for every block of tokens. Not measured on a GPU yet.
 """
 
 from __future__ import annotations

@@ -147,7 +147,9 @@ def tile_cases(device: str) -> dict[str, Any]:
         "two blocks of tokens": run(make(37, 67, "float32", 0.3), 37),
         "splits": run(make(37, 461, "float32", 0.3), 5, cut=SPLIT),
         "splits, bias, gelu": run(make(37, 461, "int8", 0.3), 19, bias="float16", activation="gelu", cut=SPLIT),
-        "splits, bias, relu": run(make(19, 461, "float16", 0.3), 3, "float16", bias="float16", cut=SPLIT),
+        "splits, bias, relu": run(
+            make(19, 461, "float16", 0.3), 3, "float16", bias="float16", activation="relu", cut=SPLIT
+        ),
         "more splits than steps": run(make(19, 131, "float32", 0.3), 3, cut=SPLIT),
         "bfloat16 by float32 to bfloat16": run(make(19, 131, "bfloat16", 0.3), 3, out="bfloat16"),
     }

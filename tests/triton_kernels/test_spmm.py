@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import torch
 from costs import Cost
 
+from pyprune import backends, ops
 from pyprune.ops.sparse_weight import compress
 from pyprune.ops.spmm import _for_triton
 from pyprune.triton_kernels import spmm, spmm_blocks
@@ -182,3 +183,8 @@ def test_arrangement(format: str, geometry: tuple[int, int], wanted: str) -> Non
     assert arranged.format == wanted
     assert _for_triton(arranged) is arranged
     assert torch.equal(arranged.to_dense(), weight.to_dense())
+
+
+def test_prepare_asks_which_backend_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "choose", lambda op, device: backends.Choice("triton", _for_triton, ()))
+    assert ops.prepare(compress(torch.ones(3, 5))).format == "tiles"
