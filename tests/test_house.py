@@ -109,7 +109,7 @@ def test_every_op_has_its_four_faces():
     root = PACKAGE.parent
     for path in (PACKAGE / "ops").glob("*.py"):
         op = path.stem
-        if op in {"__init__", "library", "masked_systems", "sparse_weight", "sparse_rows", "spmm_plan"}:
+        if op in {"__init__", "library", "masked_systems", "sparse_weight", "sparse_rows", "sparse_tiles", "spmm_plan"}:
             continue
         assert (root / "csrc" / "cpu" / f"{op}.cpp").is_file(), op
         assert (root / "tests" / "ops" / f"test_{op}.py").is_file(), op

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.ops import sparse_rows
+from pyprune.ops import sparse_rows, sparse_tiles
 
 STORED = ("dense", "bitmask", "nm", "block")
 VALUE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -41,13 +41,14 @@ class SparseWeight:
     shape : (int, int)
         ``(out, in)``.
     format : str
-        One of :data:`STORED`, or "rows", the arrangement of the CPU kernel (:mod:`pyprune.ops.sparse_rows`).
+        One of :data:`STORED`, or an arrangement: "rows", the CPU kernel's (:mod:`pyprune.ops.sparse_rows`), or "tiles",
+        that of GPUs (:mod:`pyprune.ops.sparse_tiles`).
     parts : dict of str to Tensor
         The tensors of the format, ``values`` among them.
     scale : Tensor of float32, shape (out,), optional
         With int8 values only.
     geometry : (int, int)
-        ``(keep, of)`` of "nm", ``(rows, cols)`` of "block", the kernel's own of "rows", else ``(1, 1)``.
+        ``(keep, of)`` of "nm", ``(rows, cols)`` of "block", the kernel's own of an arrangement, else ``(1, 1)``.
     """
 
     shape: tuple[int, int]
@@ -220,8 +221,8 @@ def _spread(
     """``values`` where the format has them, zeros elsewhere, shape ``(out, in)``."""
     if format == "dense":
         return values
-    if format == "rows":
-        row, column, index = sparse_rows.places(parts, shape, geometry)
+    if format in ("rows", "tiles"):
+        row, column, index = _places(format, parts, shape, geometry)
         return values.new_zeros(shape).index_put((row, column), values[index])
     if format == "block":
         rows, cols = geometry
@@ -233,9 +234,18 @@ def _spread(
     raise InputError(f"no way back from the format {format!r}")
 
 
-def _mask(format: str, parts: Mapping[str, Tensor], shape: tuple[int, int], geometry: tuple[int, int]) -> Tensor:
+def _places(
+    format: str, parts: Mapping[str, Tensor], shape: tuple[int, int], geometry: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and index among the values of every kept weight of an arrangement."""
     if format == "rows":
-        row, column, _ = sparse_rows.places(parts, shape, geometry)
+        return sparse_rows.places(parts, shape, geometry)
+    return sparse_tiles.places(parts, shape)
+
+
+def _mask(format: str, parts: Mapping[str, Tensor], shape: tuple[int, int], geometry: tuple[int, int]) -> Tensor:
+    if format in ("rows", "tiles"):
+        row, column, _ = _places(format, parts, shape, geometry)
         kept = torch.zeros(shape, dtype=torch.bool, device=parts["values"].device)
         return kept.index_put((row, column), kept.new_ones(()))
     if format == "block":

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from pyprune import backends
 from pyprune.errors import InputError
-from pyprune.ops import library, sparse_rows
-from pyprune.ops.sparse_weight import SparseWeight, restore, to_dense
+from pyprune.ops import library, sparse_rows, sparse_tiles
+from pyprune.ops.sparse_weight import SparseWeight, restore, to_dense, unpack_bits
 
 ACTIVATIONS = ("none", "gelu", "relu")  # by the numbers of csrc/common/sparse_rows_view.h
+
+_ARRANGEMENTS = {"cpu": "rows", "cuda": "tiles"}  # by device
 
 ROWS_INPUTS = (torch.float32, torch.bfloat16, torch.float16)  # of the compiled kernel
 
@@ -25,6 +27,7 @@ PARTS = {
     "nm": ("bits", "values"),
     "block": ("bits", "values"),
     "rows": sparse_rows.PARTS,
+    "tiles": sparse_tiles.PARTS,
 }
 
 
@@ -121,16 +124,32 @@ def _direct(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: st
 def prepare(weight: SparseWeight) -> SparseWeight:
     """The same matrix in the arrangement that the kernel of its device wants; itself if it is in it already.
 
-    On a CPU that is "rows", which :func:`pyprune.ops.sparse_weight.restore` turns back into a stored format; a dense
-    matrix stays as it is. A file never holds an arrangement.
+    On a CPU that is "rows", on a GPU "tiles", which :func:`pyprune.ops.sparse_weight.restore` turns back into a stored
+    format; a dense matrix stays as it is, and on a GPU one of blocks whose sides are 16, 32, 64 or 128. A file never
+    holds an arrangement.
     """
-    if weight.format in ("rows", "dense") or weight.device.type != "cpu":
+    device = weight.device.type
+    if weight.format == "dense" or device not in ("cpu", "cuda") or weight.format == _ARRANGEMENTS[device]:
         return weight
-    if backends.choose("spmm", "cpu").backend != "cpp":
-        return weight
-    rows = restore(weight) if weight.format == "block" else weight
+    backend = backends.choose("spmm", device).backend
+    if backend == "cpp":
+        return _in_rows(weight)
+    return _for_triton(weight) if backend == "triton" else weight
+
+
+def _in_rows(weight: SparseWeight) -> SparseWeight:
+    rows = weight if weight.format in ("bitmask", "nm") else restore(weight)
     parts, geometry = sparse_rows.arrange(rows.mask(), rows.values.flatten())
     return SparseWeight(weight.shape, "rows", parts, weight.scale, geometry)
+
+
+def _for_triton(weight: SparseWeight) -> SparseWeight:
+    from pyprune.triton_kernels.spmm_blocks import SIDES  # imports triton, only where it is used
+
+    if weight.format in ("dense", "tiles") or (weight.format == "block" and set(weight.geometry) <= set(SIDES)):
+        return weight
+    parts, geometry = sparse_tiles.arrange(weight.mask(), restore(weight, "dense").values)
+    return SparseWeight(weight.shape, "tiles", parts, weight.scale, geometry)
 
 
 def _activate(y: Tensor, activation: str) -> Tensor:
@@ -176,6 +195,47 @@ def _spmm_cpp(
     return _spmm_rows(x, prepare(weight), bias, activation)
 
 
+@backends.implements("spmm", "triton")
+def _spmm_triton(
+    x: Tensor,
+    parts: Sequence[Tensor],
+    scale: Tensor | None,
+    bias: Tensor | None,
+    format: str,
+    out: int,
+    geometry: Sequence[int],
+    activation: str,
+) -> Tensor:
+    if x.dtype == torch.float64:
+        return spmm_reference(x, parts, scale, bias, format, out, geometry, activation)
+    if format == "dense":
+        return _spmm_dense(x, parts, scale, bias, activation)
+    from pyprune.triton_kernels.spmm import spmm_tiles  # imports triton, only where it is used
+    from pyprune.triton_kernels.spmm_blocks import spmm_blocks
+
+    named = dict(zip(PARTS[format], parts, strict=True))
+    weight = _for_triton(SparseWeight((out, x.shape[-1]), format, named, scale, (geometry[0], geometry[1])))
+    flat = library.flatten_tokens("spmm", "x", x)
+    y = x.new_empty(flat.shape[0], out)
+    bias = None if bias is None else bias.contiguous()
+    if weight.format == "tiles":
+        spmm_tiles(y, flat, weight.parts, scale, bias, activation)
+    else:
+        spmm_blocks(y, flat, _lines_of_blocks(weight), scale, bias, activation)
+    return y.reshape(*x.shape[:-1], out)
+
+
+def _lines_of_blocks(weight: SparseWeight) -> dict[str, Tensor]:
+    """Kept blocks as the kernel walks over them: the column of each, and where each row of blocks begins."""
+    across = weight.shape[1] // weight.geometry[1]
+    chosen = unpack_bits(weight.parts["bits"], across)
+    # Sorted, not searched for: how many there are is known, and a GPU need not be waited for.
+    kept = chosen.logical_not().flatten().to(torch.uint8).argsort(stable=True)[: len(weight.values)]
+    starts = torch.nn.functional.pad(chosen.sum(1).cumsum(0), (1, 0))
+    columns = kept % max(1, across)
+    return {"values": weight.values, "columns": columns.to(torch.int32), "starts": starts.to(torch.int32)}
+
+
 def _spmm_rows(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor:
     flat = x if x.dim() == 2 and x.stride(1) == 1 else library.flatten_tokens("spmm", "x", x)
     tokens, scale = flat.shape[0], weight.scale
@@ -201,11 +261,14 @@ def _spmm_dense(
     x: Tensor, parts: Sequence[Tensor], scale: Tensor | None, bias: Tensor | None, activation: str
 ) -> Tensor:
     # torch multiplies bfloat16 slower than float32 where the processor cannot.
-    native = x.dtype == parts[0].dtype == torch.bfloat16 and backends.instructions() == "avx512bf16"
-    dtype = torch.bfloat16 if native else torch.float32
+    native = x.dtype == parts[0].dtype and (
+        x.is_cuda or (x.dtype == torch.bfloat16 and backends.instructions() == "avx512bf16")
+    )
+    dtype = x.dtype if native else torch.float32
     shape = (parts[0].shape[0], parts[0].shape[1])
     weight = to_dense("dense", {"values": parts[0]}, scale, shape, (1, 1), dtype)
-    y = torch.nn.functional.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype))
+    with library.exact_products():
+        y = torch.nn.functional.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype))
     return _activate(y, activation).to(x.dtype)
 
 
@@ -219,6 +282,11 @@ def _dense(
     dtype: torch.dtype,
 ) -> Tensor:
     named = dict(zip(PARTS[format], parts, strict=True))
+    if format == "tiles" and parts[0].is_cuda and dtype != torch.float64:
+        from pyprune.triton_kernels.spmm import spread_tiles  # imports triton, only where it is used
+
+        dense: Tensor = spread_tiles(parts[0].new_empty(out, columns, dtype=dtype), named, scale)
+        return dense
     return to_dense(format, named, scale, (out, columns), (geometry[0], geometry[1]), dtype)
 
 
