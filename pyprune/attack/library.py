@@ -156,7 +156,7 @@ class _Empty(types.ModuleType):
 
 @contextlib.contextmanager
 def _unchanged_process() -> Iterator[None]:
-    """Put back what TextAttack changes when it is imported: environment, root logger; its cache folder is thrown away."""
+    """Put back what TextAttack changes when it is imported: environment and logging; its cache folder is thrown away."""
     environment = dict(os.environ)
     handlers, level = logging.root.handlers[:], logging.root.level
     try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many attacks side by side, their questions answered together.
 
-An attack asks its model a handful of questions at a time and waits. Here each attack runs in a thread of its own until it
-asks; when all have asked, one call answers all. Only one thread runs at a time, always in the same order, so that the
-outcome is a function of the list of attacks and of nothing else. Each attack has random generators of its own.
+An attack asks its model a handful of questions at a time and waits. Here each attack runs in a thread of its own until
+it asks; when all have asked, one call answers all. Only one thread runs at a time, always in the same order, so that
+the outcome is a function of the list of attacks and of nothing else. Each attack has random generators of its own.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of TextAttack's recipes that read given files and ask in lockstep; imported once TextAttack is (`library.load`)."""
+"""Parts of TextAttack's recipes that read given files and ask in lockstep; imported after ``library.load``."""
 
 from __future__ import annotations
 

@@ -73,7 +73,9 @@ class TextModel:
                 width = max(len(ids[order[begin]]), 1)
                 batch = order[begin : begin + max(_TOKENS // width, 1)]
                 begin += len(batch)
-                inputs = {name: self._padded(name, [values[row] for row in batch], width) for name, values in encoded.items()}
+                inputs = {
+                    name: self._padded(name, [values[row] for row in batch], width) for name, values in encoded.items()
+                }
                 output = self.model(**inputs)
                 values = self._read(output, inputs["attention_mask"]).float().cpu()
                 if not bool(torch.isfinite(values).all()):
@@ -95,7 +97,9 @@ class TextModel:
         return {name: output[name] for name in output if name in self._accepted}
 
     def _padded(self, name: str, rows: list[list[int]], width: int) -> Tensor:
-        fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}.get(name, 0)
+        fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}.get(
+            name, 0
+        )
         return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=self._device)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """TextAttack's recipes, built by TextAttack from the resources that are here.
 
-A recipe's own ``build`` is called: goal function, ranking, constraints, thresholds and search are what it says. While it
-runs, the names by which it takes vectors, sentence encoder, tagger and masked language model stand for classes that read
-the given files, ask in lockstep and keep what they have computed (:mod:`pyprune.attack.parts`).
+A recipe's own ``build`` is called: goal function, ranking, constraints, thresholds and search are what it says. While
+it runs, the names by which it takes vectors, sentence encoder, tagger and masked language model stand for classes that
+read the given files, ask in lockstep and keep what they have computed (:mod:`pyprune.attack.parts`).
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class Attacker:
             **self._encoder(recipe, resources),
             **self._masked_lm(recipe, resources),
         }
-        module, name = RECIPES[recipe]
-        module = importlib.import_module(f"textattack.attack_recipes.{module}")
+        place, name = RECIPES[recipe]
+        module = importlib.import_module(f"textattack.attack_recipes.{place}")
         with _names_of(module, replaced):
             self._recipe = getattr(module, name).build(parts.Victim(model, self._lockstep))
         self._constraints = [
@@ -141,7 +141,9 @@ class Attacker:
             *(entry for entry in self._recipe.constraints if not isinstance(entry, parts.Nothing)),
         ]
 
-    def attack(self, texts: Sequence[Text], gold: Sequence[int], seeds: Sequence[int]) -> Iterator[tuple[int, Attacked]]:
+    def attack(
+        self, texts: Sequence[Text], gold: Sequence[int], seeds: Sequence[int]
+    ) -> Iterator[tuple[int, Attacked]]:
         """Attack all `texts` side by side, and yield ``(index, outcome)`` as each is done.
 
         The outcome is a function of `texts`, `gold` and `seeds` together, not of what was attacked before.
@@ -224,7 +226,9 @@ class Attacker:
             self.resources.append(statement("encoder", "stand-in", what, path, sha256_of(path)))
         elif path is not None or (resources.download and has_hub):
             if not has_hub:
-                raise InputError(f"{path} needs tensorflow_hub", hint="pip install tensorflow_hub, or a transformers model")
+                raise InputError(
+                    f"{path} needs tensorflow_hub", hint="pip install tensorflow_hub, or a transformers model"
+                )
             original = UniversalSentenceEncoder()
             if path is not None:
                 original._tfhub_url = str(path)
@@ -249,7 +253,9 @@ class Attacker:
         self._channels["masked-lm"] = lambda questions: [parts.masked_logits(model, inputs) for inputs in questions]
         folder = Path(name)
         self.resources.append(
-            statement("masked-lm", "given", f"a {type(model).__name__}", name, sha256_of(folder) if folder.is_dir() else None)
+            statement(
+                "masked-lm", "given", f"a {type(model).__name__}", name, sha256_of(folder) if folder.is_dir() else None
+            )
         )
         return {
             "WordSwapMaskedLM": functools.partial(

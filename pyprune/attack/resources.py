@@ -75,7 +75,7 @@ class Resources:
             A path that is given does not exist.
         """
         found: dict[str, Any] = {}
-        for name, places in PLACES.items():
+        for name in PLACES:
             value = given.get(name)
             if value is not None:
                 path = Path(value).expanduser()
