@@ -150,13 +150,15 @@ class _Empty(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         if name[0].isupper():
-            return type(name, (), {"__module__": self.__name__})
+            made = type(name, (), {"__module__": self.__name__})
+            setattr(self, name, made)
+            return made
         return importlib.import_module(f"{self.__name__}.{name}")
 
 
 @contextlib.contextmanager
 def _unchanged_process() -> Iterator[None]:
-    """Put back what TextAttack changes when it is imported: environment and logging; its cache folder is thrown away."""
+    """Put back what TextAttack changes when it is imported: environment, logging; throw its cache folder away."""
     environment = dict(os.environ)
     handlers, level = logging.root.handlers[:], logging.root.level
     try:

@@ -15,7 +15,7 @@ With an output folder ``pyprune attack`` leaves two files in it. ``attack.jsonl`
 ``recipe``, ``textattack``, ``seed``, ``max_length``
     The attack and the library's version.
 ``resources``
-    List of objects: ``name``, ``kind`` ("original", "stand-in", "dropped" or "given"), ``what``, ``source``, ``sha256``.
+    List of objects: ``name``, ``kind`` ("original", "stand-in", "dropped", "given"), ``what``, ``source``, ``sha256``.
 ``model``, ``model_sha256``
     Name as it was given; hash of config and weights.
 ``source``, ``sha256``
@@ -180,10 +180,8 @@ def run(
     with Journal(Path(records) if records is not None else None, hashes["settings"], resume=resume) as journal:
         texts = examples.inputs
         groups = _groups(texts, gold, seed, together, journal)
-        if workers == 1:
-            outcomes = attack_groups(ready, groups)
-        else:
-            outcomes = attack_in_processes(make, groups, workers, threads)
+        alone = workers == 1
+        outcomes = attack_groups(ready, groups) if alone else attack_in_processes(make, groups, workers, threads)
         with closing(_watched(outcomes, sum(len(group.indices) for group in groups), progress)) as watched:
             for index, outcome in watched:
                 queries += outcome.queries
