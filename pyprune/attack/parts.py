@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ from textattack.models.wrappers import ModelWrapper
 from textattack.shared import AbstractWordEmbedding, WordEmbedding, attacked_text
 from textattack.shared.utils import words_from_text
 from textattack.transformations import WordSwapWordNet
+from textattack.transformations.word_swaps import word_swap_homoglyph_swap
 from torch import Tensor
 
 from pyprune.attack.library import without_downloads
 from pyprune.attack.lockstep import Lockstep
 from pyprune.errors import InputError
+
+_NEAR = 50  # neighbours that any recipe asks for
 
 
 class Victim(ModelWrapper):  # type: ignore[misc]
@@ -64,6 +69,21 @@ class Neighbours(AbstractWordEmbedding):  # type: ignore[misc]
         raise NotImplementedError
 
 
+class Vectors(WordEmbedding):  # type: ignore[misc]
+    """TextAttack's vectors, whose own search for neighbours, where no table of them is given, does not run."""
+
+    def nearest_neighbours(self, index: int, topn: int) -> list[int]:
+        if self.nn_matrix is not None:
+            near: list[int] = super().nearest_neighbours(index, topn)
+            return near
+        if index not in self._nn_cache:
+            distances = np.linalg.norm(self.embedding_matrix - self.embedding_matrix[index], axis=1)
+            distances[index] = -1.0  # itself first, then ties by place
+            self._nn_cache[index] = np.argsort(distances, kind="stable")[1 : _NEAR + 1].tolist()
+        found: list[int] = self._nn_cache[index][:topn]
+        return found
+
+
 def vectors(path: Path) -> Any:
     """Counter-fitted vectors: a text file (word and numbers on each line), or TextAttack's folder ``paragramcf``.
 
@@ -85,7 +105,7 @@ def _file_of_vectors(path: Path) -> Any:
             word, *numbers = line.split(" ")
             words.append(word)
             rows.append(np.array(numbers, dtype=np.float32))
-    return WordEmbedding(np.stack(rows), {word: index for index, word in enumerate(words)}, dict(enumerate(words)))
+    return Vectors(np.stack(rows), {word: index for index, word in enumerate(words)}, dict(enumerate(words)))
 
 
 def _folder_of_vectors(path: Path) -> Any:
@@ -95,7 +115,7 @@ def _folder_of_vectors(path: Path) -> Any:
         index = _NoClasses(file).load()
     if not isinstance(index, dict) or len(index) != len(matrix):
         raise ValueError(f"wordlist.pickle does not name the {len(matrix)} rows of paragram.npy")
-    return WordEmbedding(matrix, index, {number: word for word, number in index.items()}, near)
+    return Vectors(matrix, index, {number: word for word, number in index.items()}, near)
 
 
 class _NoClasses(pickle.Unpickler):
@@ -161,6 +181,19 @@ class WordNet(WordSwapWordNet):  # type: ignore[misc]
 
     def _get_replacement_words(self, word: str, random: bool = False) -> list[str]:
         return list(self._synonyms(word))
+
+
+@contextlib.contextmanager
+def without_list_of_homoglyphs() -> Iterator[None]:
+    """The wheel of TextAttack 0.3.11 lacks a list that TextBugger's homoglyph swap opens and never reads from."""
+    if Path(attacked_text.__file__).with_name("intentional_homoglyphs.txt").is_file():
+        yield
+        return
+    word_swap_homoglyph_swap.open = lambda *_, **__: io.StringIO()
+    try:
+        yield
+    finally:
+        del word_swap_homoglyph_swap.open
 
 
 class Nothing(Constraint):  # type: ignore[misc]

@@ -134,7 +134,7 @@ class Attacker:
         }
         place, name = RECIPES[recipe]
         module = importlib.import_module(f"textattack.attack_recipes.{place}")
-        with _names_of(module, replaced):
+        with _names_of(module, replaced), parts.without_list_of_homoglyphs():
             self._recipe = getattr(module, name).build(parts.Victim(model, self._lockstep))
         self._constraints = [
             *self._recipe.pre_transformation_constraints,

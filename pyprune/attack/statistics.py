@@ -91,7 +91,8 @@ def compare(first: Sequence[Record], second: Sequence[Record], *, seed: int = 0,
         ``accuracy``, ``aua``, ``asr``: each with ``difference`` (second minus first) and ``interval``, the middle 95 %
         of that difference when examples are drawn anew with replacement, both models on the same draw (paired
         bootstrap, Efron 1979); draws in which a model has nothing right are left out for ``asr``.
-        ``only_first_stands``, ``only_second_stands``: examples that only this model got right under attack; ``sign_test_p`` of these two.
+        ``only_first_stands``, ``only_second_stands``: examples that only this model got right under attack, with
+        ``sign_test_p`` of the two; ``draws`` and ``seed``.
 
     Raises
     ------

@@ -36,7 +36,12 @@ def test_what_is_given_comes_before_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "option"),
-    [("textfooler", "--synonyms"), ("textbugger", "--synonyms"), ("bert-attack", "--masked-lm"), ("bae", "--masked-lm")],
+    [
+        ("textfooler", "--synonyms"),
+        ("textbugger", "--synonyms"),
+        ("bert-attack", "--masked-lm"),
+        ("bae", "--masked-lm"),
+    ],
 )
 def test_what_cannot_be_done_without(recipe: str, option: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -123,4 +128,4 @@ def test_stand_ins_are_there_only_inside() -> None:
         assert isinstance(SequenceTagger, type)
     assert not [name for name in set(sys.modules) - before if name.partition(".")[0] in absent]
     with pytest.raises(ImportError):
-        import flair  # noqa: F401
+        import flair

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from fake_attacker import Breaking, Dying, Failing, FakeAttacker
+from fake_attacker import Breaking, Failing, FakeAttacker
 from tiny_checkpoint import build_checkpoint, build_data, build_tokenizer
 
 from pyprune import attack, tasks
 from pyprune.commands.checkpoints import open_model
-from pyprune.errors import InputError, PypruneError
+from pyprune.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -86,21 +86,6 @@ def test_other_settings_are_another_run(model: Any, examples: tasks.Examples, tm
     assert other["settings"] != first["settings"]
     assert other["attack"] == first["attack"]
     assert run(model, examples, seed=1).summary["attack"] != first["attack"]
-
-
-def test_workers_give_the_same_records(model: Any, examples: tasks.Examples, tmp_path: Path) -> None:
-    alone = run(model, examples)
-    shared = run(model, examples, workers=2, records=tmp_path / "attack.jsonl")
-    assert shared.records == alone.records
-
-
-@pytest.mark.parametrize(("attacker", "message"), [(Failing, "ZeroDivisionError: in the attack"), (Dying, "has died")])
-def test_what_happens_in_a_worker_is_told(
-    model: Any, examples: tasks.Examples, monkeypatch: pytest.MonkeyPatch, attacker: Any, message: str
-) -> None:
-    monkeypatch.setattr("pyprune.attack.workers._LOOK_AGAIN", 0.2)
-    with pytest.raises(PypruneError, match=message):
-        run(model, examples, workers=2, attacker=attacker)
 
 
 def test_progress_counts_what_is_left(model: Any, examples: tasks.Examples, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from pyprune.attack.resources import Resources
 from pyprune.commands.checkpoints import open_model
 from pyprune.errors import InputError
 
-pytestmark = pytest.mark.skipif(bool(library.missing()), reason="TextAttack is not installed: pyprune attack --install-line")
+pytestmark = pytest.mark.skipif(
+    bool(library.missing()), reason="TextAttack is not installed: pyprune attack --install-line"
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Resources:
     near = {word: [other for other in WORDS if other[1] == word[1] and other != word] for word in WORDS}
     (folder / "synonyms.json").write_text(json.dumps(near))
     build_checkpoint(folder / "sentence-encoder")
-    build_checkpoint(folder / "masked-lm", head="masked_lm")
+    build_checkpoint(folder / "masked-lm", head="masked_lm", vocab_size=len(build_tokenizer()))
+    import nltk
+
+    nltk.data.path.insert(0, str(folder / "nltk_data"))
+    library.load()
     return Resources.of(folder)
 
 
@@ -89,9 +95,7 @@ def test_deepwordbug_is_that_of_textattack(model: Any, examples: tasks.Examples,
     assert len(set(found)) > 2
 
 
-def test_bert_attack_is_that_of_textattack(
-    model: Any, examples: tasks.Examples, files: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bert_attack_is_that_of_textattack(model: Any, examples: tasks.Examples, files: Resources) -> None:
     """Masked language model and sentence encoder through the lockstep, and as plain calls."""
     import functools
 
@@ -145,7 +149,12 @@ def test_what_is_dropped_and_what_stands_in_is_stated(model: Any, examples: task
 def test_a_run_resumed_by_the_real_attacker(
     model: Any, examples: tasks.Examples, files: Resources, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"tokenizer": build_tokenizer(), "recipe": "deepwordbug", "resources": files, "together": 5}
+    options: dict[str, Any] = {
+        "tokenizer": build_tokenizer(),
+        "recipe": "deepwordbug",
+        "resources": files,
+        "together": 5,
+    }
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     result = attack.run(model, examples, records=whole, **options)
     assert result.summary["skipped"] == 2
@@ -153,14 +162,23 @@ def test_a_run_resumed_by_the_real_attacker(
     cut.write_bytes(b"".join(lines[:3] + lines[6:7] + [lines[8][:20]]))
     attack.run(model, examples, records=cut, resume=True, **options)
     assert cut.read_bytes() == whole.read_bytes()
-    shared = attack.run(model, examples, workers=2, **options)
-    assert shared.records == result.records
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_records(model: Any, examples: tasks.Examples, files: Resources) -> None:
+    options: dict[str, Any] = {
+        "tokenizer": build_tokenizer(),
+        "recipe": "deepwordbug",
+        "resources": files,
+        "together": 5,
+    }
+    alone = attack.run(model, examples, **options)
+    assert attack.run(model, examples, workers=2, **options).records == alone.records
 
 
 def test_vectors_are_read_from_both_forms(tmp_path: Path, files: Resources) -> None:
     import pickle
 
-    library.load()
     from pyprune.attack import parts
 
     rows = np.array([[1, 0], [0.9, 0.1], [0, 1], [-1, 0]], dtype=np.float32)
