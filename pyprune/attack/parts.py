@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import importlib.util
 import io
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +22,7 @@ from textattack.constraints.grammaticality import PartOfSpeech
 from textattack.constraints.semantics.sentence_encoders import SentenceEncoder
 from textattack.models.wrappers import ModelWrapper
 from textattack.shared import AbstractWordEmbedding, WordEmbedding, attacked_text
-from textattack.shared.utils import words_from_text
+from textattack.shared.utils import install, words_from_text
 from textattack.transformations import WordSwapWordNet
 from textattack.transformations.word_swaps import word_swap_homoglyph_swap
 from torch import Tensor
@@ -96,6 +99,21 @@ def vectors(path: Path) -> Any:
         return _folder_of_vectors(path) if path.is_dir() else _file_of_vectors(path)
     except (OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} cannot be read as counter-fitted vectors", seen=str(error)) from None
+
+
+def downloaded_vectors() -> Path:
+    """Folder of the counter-fitted vectors in TextAttack's cache, fetched by TextAttack where it is not there yet."""
+    install.TEXTATTACK_CACHE_DIR = os.environ.get("TA_CACHE_DIR") or os.path.expanduser("~/.cache/textattack")
+    folder = Path(install.TEXTATTACK_CACHE_DIR, "word_embeddings", "paragramcf")
+    if not folder.is_dir():
+        if importlib.util.find_spec("requests") is None:
+            raise InputError("the download of vectors needs the requests package", hint="pip install requests")
+        install.requests = importlib.import_module("requests")
+        try:
+            install.download_from_s3("word_embeddings/paragramcf")
+        except Exception as error:  # requests, urllib3 and zipfile each raise their own kinds
+            raise InputError("the counter-fitted vectors could not be downloaded", seen=str(error)[:300]) from error
+    return folder
 
 
 def _file_of_vectors(path: Path) -> Any:

@@ -184,7 +184,6 @@ class Attacker:
     def _synonyms(self, recipe: str, resources: Resources) -> dict[str, Any]:
         if "synonyms" not in NEEDS[recipe]:
             return {}
-        from textattack.shared import WordEmbedding
         from textattack.transformations import WordSwapEmbedding
 
         from pyprune.attack import parts
@@ -198,12 +197,9 @@ class Attacker:
                 "WordSwapEmbedding": functools.partial(WordSwapEmbedding, embedding=embedding),
                 "WordEmbeddingDistance": parts.Nothing,
             }
-        if path is None:
-            embedding, source = WordEmbedding.counterfitted_GLOVE_embedding(), "downloaded by TextAttack"
-            self.resources.append(statement("synonyms", "original", _VECTORS, source))
-        else:
-            embedding = parts.vectors(path)
-            self.resources.append(statement("synonyms", "original", _VECTORS, path, sha256_of(path)))
+        path = path or parts.downloaded_vectors()
+        embedding = parts.vectors(path)
+        self.resources.append(statement("synonyms", "original", _VECTORS, path, sha256_of(path)))
         from textattack.constraints.semantics import WordEmbeddingDistance
 
         return {

@@ -176,7 +176,9 @@ def test_workers_give_the_same_records(model: Any, examples: tasks.Examples, fil
     assert attack.run(model, examples, workers=2, **options).records == alone.records
 
 
-def test_vectors_are_read_from_both_forms(tmp_path: Path, files: Resources) -> None:
+def test_vectors_are_read_from_both_forms(
+    model: Any, tmp_path: Path, files: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pickle
 
     from pyprune.attack import parts
@@ -194,6 +196,15 @@ def test_vectors_are_read_from_both_forms(tmp_path: Path, files: Resources) -> N
         index = found.word2index("good")
         assert [found.index2word(near) for near in found.nearest_neighbours(index, 2)] == ["fine", "odd"]
         assert found.get_cos_sim("good", "bad") == -1.0
+    # a folder that TextAttack has fetched before is used without a network
+    monkeypatch.setenv("TA_CACHE_DIR", str(tmp_path))
+    (tmp_path / "word_embeddings").mkdir()
+    cached = folder.rename(tmp_path / "word_embeddings" / "paragramcf")
+    resources = Resources(nltk_data=files.nltk_data, download=True)
+    attacker = Attacker("textbugger", model, build_tokenizer(), resources)
+    assert [entry["kind"] for entry in attacker.resources] == ["original", "original", "dropped"]
+    assert attacker.resources[1]["source"] == str(cached)
+    folder = cached
     (folder / "wordlist.pickle").write_bytes(pickle.dumps(Path("x")))
     with pytest.raises(InputError, match="names pathlib"):
         parts.vectors(folder)
