@@ -14,7 +14,7 @@ PIP := $(PIN) $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Two at a time: many tests are of one thread. A file's tests stay together, and share what they build.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 TRANSFORMERS4 := .compat/transformers4
-BUILD := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
+BUILD := setup.py pyproject.toml constraints.txt pyprune/attack/requirements.txt CMakeLists.txt $(shell find csrc -type f)
 CPP := $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .PHONY: help demo test test-transformers4 test-gpu lint format bench bench-solver bench-gpu env clean
@@ -74,6 +74,7 @@ $(VENV)/.run: $(BIN)/python $(BUILD)
 $(VENV)/.test: $(BIN)/python $(BUILD)
 	@echo "building pyprune and installing what its tests need into $(VENV): some minutes, the first time"
 	@$(PIP) install --editable '.[test,lint,gpu,bench]'
+	@$(PIP) install --no-deps -r pyprune/attack/requirements.txt
 	@touch $(VENV)/.run $@
 
 # One old release beside the new one; the rest of what it needs comes from $(VENV).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pyprune prune | evaluate | export | bench | info | demo``.
+"""``pyprune prune | evaluate | attack | export | bench | info | demo``.
 
 Exit status: 0 done, 1 failed (the message says what was asked, what was seen and what to try), 2 bad usage.
 With ``--json`` stdout holds exactly one JSON document; everything for a person goes to stderr.
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 import pyprune
-from pyprune.commands import bench, common, demo, evaluate, export, info, prune
+from pyprune.commands import attack, bench, common, demo, evaluate, export, info, prune
 from pyprune.errors import InputError, PypruneError
 
 _EPILOG = """\
@@ -26,6 +26,8 @@ examples:
   pyprune prune MODEL --data train.tsv --sparsity 0.5 --output pruned --evaluate dev.tsv
       prune your own fine-tuned model and compare it with the dense one
   pyprune evaluate pruned --data dev.tsv
+  pyprune attack pruned --data dev.tsv --recipe pwws --against MODEL
+      how both withstand an attack that swaps words
   pyprune export pruned --sparse small
       the same model without its zeros, on disk and in memory
   pyprune bench model MODEL pruned
@@ -46,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pyprune {pyprune.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (prune, evaluate, export, bench, info, demo):
+    for command in (prune, evaluate, attack, export, bench, info, demo):
         command.add(commands)
     return parser
 

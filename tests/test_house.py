@@ -21,19 +21,21 @@ FLOORS = [
     {"sparse"},
     {"result"},
     {"methods", "compat"},
-    {"demo", "bench", "progress", "commands"},
+    {"demo", "bench", "attack", "progress", "commands"},
     {"cli"},
     {"__main__"},
 ]
 SAME_FLOOR = {
-    *(("commands", other) for other in ("demo", "bench", "progress")),
-    *((room, other) for room in ("demo", "bench") for other in ("progress", "commands")),
+    *(("commands", other) for other in ("demo", "bench", "attack", "progress")),
+    *((room, other) for room in ("demo", "bench", "attack") for other in ("progress", "commands")),
 }
 ONLY_IN = {
-    "transformers": {"models", "methods", "tasks", "sparse", "result", "demo", "commands", "cli"},
+    "transformers": {"models", "methods", "tasks", "sparse", "result", "attack", "demo", "commands", "cli"},
     "datasets": {"tasks"},
     "pyarrow": {"tasks"},
     "matplotlib": {"bench"},
+    "textattack": {"attack"},
+    "nltk": {"attack"},
     "rich": {"progress", "cli", "commands", "demo"},
     "pybind11": set(),
 }

@@ -30,6 +30,7 @@ _HEADS = {
     "classification": "ForSequenceClassification",
     "qa": "ForQuestionAnswering",
     "lm": "ForCausalLM",
+    "masked_lm": "ForMaskedLM",
     "none": "Model",
 }
 

@@ -122,7 +122,7 @@ def evaluate(
     NumericsError
         The model's outputs are not finite.
     """
-    classes = _classes(model)
+    classes = classes_of(model)
     if batch_size < 1:
         raise InputError("batch_size has to be at least 1", seen=str(batch_size))
     metric = metric or (examples.task.metric if examples.task is not None else "accuracy")
@@ -168,7 +168,8 @@ def evaluate(
     )
 
 
-def _classes(model: Any) -> int:
+def classes_of(model: Any) -> int:
+    """Number of classes of a single-label sequence classifier; an :class:`InputError` for any other model."""
     config = model.config
     name = type(model).__name__
     if not name.endswith("ForSequenceClassification"):
