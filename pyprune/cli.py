@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 import pyprune
-from pyprune.commands import bench, common, demo, evaluate, export, info, prune
+from pyprune.commands import bench, common, demo, evaluate, export, info, prune, soup
 from pyprune.errors import InputError, PypruneError
 
 _EPILOG = """\
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pyprune {pyprune.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (prune, evaluate, export, bench, info, demo):
+    for command in (prune, evaluate, export, soup, bench, info, demo):
         command.add(commands)
     return parser
 
