@@ -76,10 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.parser.error("an average needs at least two checkpoints")
 
     from pyprune import methods, tasks
-    from pyprune.commands.checkpoints import open_tokenizer
+    from pyprune.commands.checkpoints import open_tokenizer, silent_transformers
     from pyprune.files import check_target
     from pyprune.progress import for_terminal
 
+    silent_transformers()
     check_target(arguments.output.expanduser().absolute())
     common.writable_parent(arguments.output)
     selection, reported = _data(arguments)
