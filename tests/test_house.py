@@ -21,19 +21,20 @@ FLOORS = [
     {"sparse"},
     {"result"},
     {"methods", "compat"},
-    {"demo", "bench", "progress", "commands"},
+    {"demo", "bench", "report", "progress", "commands"},
     {"cli"},
     {"__main__"},
 ]
 SAME_FLOOR = {
-    *(("commands", other) for other in ("demo", "bench", "progress")),
+    *(("commands", other) for other in ("demo", "bench", "report", "progress")),
     *((room, other) for room in ("demo", "bench") for other in ("progress", "commands")),
+    ("report", "commands"),
 }
 ONLY_IN = {
     "transformers": {"models", "methods", "tasks", "sparse", "result", "demo", "commands", "cli"},
     "datasets": {"tasks"},
     "pyarrow": {"tasks"},
-    "matplotlib": {"bench"},
+    "matplotlib": {"bench", "report"},
     "rich": {"progress", "cli", "commands", "demo"},
     "pybind11": set(),
 }
