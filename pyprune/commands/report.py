@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode(), "the report")
     if arguments.json:
-        common.print_json(asdict(document))
+        common.print_json(document.to_dict())
     else:
         print(_summary(document, list(texts)))
     return 0

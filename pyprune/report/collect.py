@@ -8,13 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.files import REPORT, SOUP
 from pyprune.report.document import Bench, Document, Judged, Layer, Model
+from pyprune.report.maps import density
 from pyprune.report.measured import read_attack, read_bench, read_judged
 from pyprune.report.parts import Part, printable, read_json
-from pyprune.result import MASKS
+from pyprune.result import MASKS, each_mask
 from pyprune.sparse.storage import is_sparse
 from pyprune.version import __version__
 
@@ -67,6 +69,8 @@ def _read_folder(path: Path) -> Model:
     else:
         model = Model("", str(path), "dense" if plain else "records")
     model = replace(model, attack=None if attack is None else read_attack(attack), disk=_bytes(path) if plain else {})
+    if model.kind == "pruned":
+        model = replace(model, densities=_densities(path, problems))
     if model.kind == "records" and model.attack is None and not _benches_of(path):
         problems.append("neither a model nor a record was found in this folder")
     return replace(model, missing=tuple(_missing(model, path)), problems=tuple(problems))
@@ -129,6 +133,16 @@ def _member(part: Part) -> str:
 def _layer(part: Part) -> Layer:
     name = part.text("name") or "?"
     return Layer(name, part.count("rows"), part.count("cols"), part.count("kept"), part.number("error", 0))
+
+
+def _densities(path: Path, problems: list[str]) -> dict[str, Any]:
+    if not (path / MASKS).is_file() and not is_sparse(path):
+        return {}
+    try:
+        return {printable(name, 120): density(mask) for name, mask in each_mask(path)}
+    except Exception as error:  # damaged in whatever way, by files of whatever maker
+        problems.append(f"the masks cannot be read: {printable(error, 160) or type(error).__name__}")
+        return {}
 
 
 def _evaluated(judged: Judged | None) -> dict[str, str]:

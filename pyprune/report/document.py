@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Model:
         As text.
     disk : dict of str to int
         Bytes of ``folder`` and ``weights``.
+    densities : dict of str to ndarray
+        By name of the matrix: the share kept in each cell of a small grid (:mod:`pyprune.report.maps`).
     missing : tuple of str
         What could be there and is not.
     problems : tuple of str
@@ -89,6 +92,7 @@ class Model:
     layers: tuple[Layer, ...] = ()
     mean_error: float | None = None
     disk: dict[str, int] = field(default_factory=dict)
+    densities: dict[str, Any] = field(default_factory=dict, repr=False)
     judged: Judged | None = None
     judged_dense: Judged | None = None
     attack: Attack | None = None
@@ -149,3 +153,10 @@ class Document:
     models: tuple[Model, ...]
     benches: tuple[Bench, ...]
     notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without the grids of the pictures."""
+        told = asdict(self)
+        for model in told["models"]:
+            del model["densities"]
+        return told

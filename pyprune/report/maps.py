@@ -4,17 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pyprune.errors import InputError
 from pyprune.report.document import Model
-from pyprune.report.parts import printable
 from pyprune.report.sections import shortened
-from pyprune.result import load_masks
 
 _SIDE = 24  # cells along a matrix
 _GAP = 2  # cells between matrices
@@ -41,26 +37,19 @@ class Grid:
     centres: list[float]
 
 
-def density(model: Model) -> list[Grid]:
-    """Grids of a model's masks, one for each kind of matrix; none if it has no masks.
-
-    Raises
-    ------
-    InputError
-        There are masks, but they cannot be read.
-    """
-    if model.kind != "pruned":
-        return []
-    try:
-        masks = load_masks(Path(model.path))
-    except Exception as error:  # damaged in whatever way: the report says so and goes on
-        raise InputError("the masks cannot be read", seen=printable(error, 160)) from error
+def grids(model: Model) -> list[Grid]:
+    """Grids of a model's masks, one for each kind of matrix; none if it has no masks."""
     cells: dict[str, dict[str, Any]] = {}
-    for name, short in shortened(list(masks)).items():
+    for name, short in shortened(list(model.densities)).items():
         block, kind = block_of(short)
-        cells.setdefault(printable(kind, 40), {})[printable(block, 12)] = _shrunk(masks[name])
+        cells.setdefault(kind, {})[block] = model.densities[name]
     blocks = list(dict.fromkeys(block for row in cells.values() for block in row))[:_BLOCKS]
     return [_grid(kind, row, blocks) for kind, row in cells.items()]
+
+
+def density(mask: torch.Tensor) -> Any:
+    """Share of True in each cell of a grid over a mask, cells as equal as the shape allows; few rows are repeated."""
+    return torch.nn.functional.adaptive_avg_pool2d(mask[None].float(), (_SIDE, _SIDE))[0].numpy()
 
 
 def block_of(name: str) -> tuple[str, str]:
@@ -76,12 +65,6 @@ def block_of(name: str) -> tuple[str, str]:
     if place is None or place == len(parts) - 1:
         return "", name
     return parts[place], ".".join(parts[place + 1 :])
-
-
-def _shrunk(mask: torch.Tensor) -> Any:
-    """Mean of the cells of a grid, of equal size as far as the shape allows; a small matrix is repeated."""
-    side = torch.nn.functional.adaptive_avg_pool2d(mask[None].float(), (_SIDE, _SIDE))
-    return side[0].numpy()
 
 
 def _grid(kind: str, row: dict[str, Any], blocks: list[str]) -> Grid:

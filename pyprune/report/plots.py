@@ -163,10 +163,7 @@ def _block_ticks(axis: Any, names: Sequence[str]) -> None:
 
 
 def _mask_map(model: Model) -> Iterator[Figure]:
-    try:
-        grids = maps.density(model)
-    except InputError:
-        return
+    grids = maps.grids(model)
     if not grids:
         return
     import numpy as np
