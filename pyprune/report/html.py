@@ -106,6 +106,7 @@ def _table(table: Table, key: str) -> Markup:
         )
         for row in table.rows
     ]
-    whole = tag("table", tag("caption", table.caption, id=key), tag("thead", head), tag("tbody", *rows))
+    caption = tag("caption", tag("span", table.caption), id=key)
+    whole = tag("table", caption, tag("thead", head), tag("tbody", *rows))
     # What is wider than the page is scrolled, by keyboard too.
     return tag("div", whole, class_="wide", tabindex="0", role="region", aria_labelledby=key)

@@ -81,6 +81,7 @@ def _against_sparsity(models: Sequence[Model]) -> Iterator[Figure]:
                 # Side by side, so that intervals at one sparsity do not hide each other.
                 shift = 0.012 * (max(places) - min(places) or 1.0) * (place - (len(methods) - 1) / 2)
                 handles[method] = _line(axis, line, shift, place)
+        axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel("zeros in the pruned matrices, %")
         axis.set_ylabel(f"{label}, %")
         axis.grid(axis="y", color=RULE, linewidth=0.6)
@@ -198,6 +199,7 @@ def _subplots(count: int, *, wide: float, high: float, stacked: bool = False) ->
     rows, columns = (count, 1) if stacked else (1, count)
     height = high * rows + (0.6 if stacked else 0.0)
     figure = Canvas(figsize=(wide * columns, height), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.08)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_facecolor("none")

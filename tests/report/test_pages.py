@@ -99,7 +99,7 @@ def test_a_whole_page(made: Path, attacked: Folder, tmp_path: Path) -> None:
     page = check(html)
     assert len(page.all("svg")) == 4  # accuracy, errors, two maps of masks
     assert len([a for a in page.all("image") if a["xlink:href"].startswith("data:")]) >= 12
-    cells = [words for tag, words in page.words if tag in ("td", "th", "caption")]
+    cells = [words for tag, words in page.words if tag in ("td", "th", "span")]
     model = report.collect(pruned).models[-1]
     assert model.judged is not None
     assert model.judged.accuracy is not None
