@@ -199,7 +199,8 @@ def _subplots(count: int, *, wide: float, high: float, stacked: bool = False) ->
     rows, columns = (count, 1) if stacked else (1, count)
     height = high * rows + (0.6 if stacked else 0.0)
     figure = Canvas(figsize=(wide * columns, height), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.08)
+    engine: Any = figure.get_layout_engine()
+    engine.set(wspace=0.08)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_facecolor("none")

@@ -18,7 +18,7 @@ from pyprune.errors import InputError
 
 Folder = Callable[..., Path]
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-HOSTILE = """<script>alert(1)</script>"'&`|$x_1$\x00\u202e](javascript:1)"""
+HOSTILE = """<script>alert(1)</script>"'&`|$\\no_1$\x00\u202e](javascript:1)"""
 
 
 class Page(HTMLParser):
