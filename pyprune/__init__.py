@@ -32,7 +32,7 @@ from pyprune.solvers import LayerProblem, LayerSolution, solve, solve_curve
 from pyprune.version import __version__
 
 if TYPE_CHECKING:
-    from pyprune.methods import prune, prune_streaming
+    from pyprune.methods import prune, prune_streaming, soup
     from pyprune.result import PruneResult, load
     from pyprune.sparse import SparseLinear, optimize, sparsify
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "prune": "pyprune.methods",
     "prune_streaming": "pyprune.methods",
+    "soup": "pyprune.methods",
     "load": "pyprune.result",
     "optimize": "pyprune.sparse",
     "PruneResult": "pyprune.result",
@@ -68,6 +69,7 @@ __all__ = [
     "solve",
     "solve_curve",
     "solvers",
+    "soup",
     "sparsify",
 ]
 

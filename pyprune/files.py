@@ -13,7 +13,9 @@ from pathlib import Path
 
 from pyprune.errors import InputError
 
-REPORT = "pyprune.json"  # what tells a folder of ours from any other
+REPORT = "pyprune.json"  # of a pruned model
+SOUP = "soup.json"  # of an averaged one
+_OURS = (REPORT, SOUP)  # what tells a folder of ours from any other
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -91,7 +93,7 @@ def whole_folder(target: Path, needed: int) -> Iterator[Path]:
     except InputError:
         raise
     except Exception as error:  # safetensors and tokenizers raise their own types for a failed write
-        raise write_error(error, target.parent, "the pruned model") from error
+        raise write_error(error, target.parent, "the model") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -100,7 +102,7 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"the disk of {folder} is full: the pruned model could not be written",
+            f"the disk of {folder} is full: the model could not be written",
             asked=f"{needed / 2**20:.0f} MiB",
             seen=f"{free / 2**20:.0f} MiB free; nothing that was there before has been touched",
             hint="free some space, or another folder",
@@ -110,10 +112,10 @@ def _check_room(folder: Path, needed: int) -> None:
 def check_target(target: Path) -> None:
     """Raise :class:`InputError` where saving to ``target`` would destroy something else than an earlier result."""
     if target.is_dir():
-        if any(target.iterdir()) and not (target / REPORT).exists():
+        if any(target.iterdir()) and not any((target / name).exists() for name in _OURS):
             raise InputError(
                 f"{target} is not empty and was not written by pyprune",
-                hint="another folder; an earlier result (with pyprune.json) may be replaced",
+                hint=f"another folder; an earlier result (with {' or '.join(_OURS)}) may be replaced",
             )
     elif target.exists() or target.is_symlink():
         raise InputError(f"{target} is a file", hint="a folder to write the model to")
@@ -135,7 +137,7 @@ def _swap(part: Path, target: Path) -> None:
 
 
 def _seal(folder: Path) -> None:
-    mode = stat.S_IMODE((folder / REPORT).stat().st_mode)
+    mode = stat.S_IMODE(next(folder / name for name in _OURS if (folder / name).exists()).stat().st_mode)
     for file in folder.iterdir():
         file.chmod(mode)  # safetensors writes files only their owner can read
         with file.open("rb") as handle:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,15 +177,23 @@ def mask_specs(shapes: Mapping[str, Sequence[int]]) -> dict[str, Spec]:
 
 def load_masks(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Masks of a saved result, by linear name: bool ``[out, in]``, True = kept."""
+    return dict(each_mask(path))
+
+
+def each_mask(path: str | os.PathLike[str]) -> Iterator[tuple[str, Tensor]]:
+    """Names and masks of a saved result, one in memory at a time."""
     from safetensors import safe_open
 
     folder = _existing(path)
     if is_sparse(folder):
         files, _ = open_sparse(folder)
-        return {name: files.matrix(name).mask() for name in files.layouts}
+        for name in files.layouts:
+            yield name, files.matrix(name).mask()
+        return
     with safe_open(folder / MASKS, framework="pt") as file:
         shapes = json.loads(file.metadata()["shapes"])
-        return {name: unpack_bits(file.get_tensor(name), columns) for name, (_, columns) in shapes.items()}
+        for name, (_, columns) in shapes.items():
+            yield name, unpack_bits(file.get_tensor(name), columns)
 
 
 def load_report(path: str | os.PathLike[str]) -> dict[str, Any]:

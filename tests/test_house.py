@@ -21,19 +21,20 @@ FLOORS = [
     {"sparse"},
     {"result"},
     {"methods", "compat"},
-    {"demo", "bench", "attack", "progress", "commands"},
+    {"demo", "bench", "attack", "report", "progress", "commands"},
     {"cli"},
     {"__main__"},
 ]
 SAME_FLOOR = {
-    *(("commands", other) for other in ("demo", "bench", "attack", "progress")),
+    *(("commands", other) for other in ("demo", "bench", "attack", "report", "progress")),
     *((room, other) for room in ("demo", "bench", "attack") for other in ("progress", "commands")),
+    ("report", "commands"),
 }
 ONLY_IN = {
     "transformers": {"models", "methods", "tasks", "sparse", "result", "attack", "demo", "commands", "cli"},
     "datasets": {"tasks"},
     "pyarrow": {"tasks"},
-    "matplotlib": {"bench"},
+    "matplotlib": {"bench", "report"},
     "textattack": {"attack"},
     "nltk": {"attack"},
     "rich": {"progress", "cli", "commands", "demo"},

@@ -48,7 +48,7 @@ def open_model(name: str, *, head: str | None = None, families: Sequence[str] | 
     InputError
         No such folder or repository, no safetensors, a missing shard, a damaged file, an unknown family, no head.
     """
-    transformers = _transformers()
+    transformers = silent_transformers()
     config = _read_config(name)
     if families is not None and config["model_type"] not in families:
         raise InputError(
@@ -99,7 +99,7 @@ def open_tokenizer(name: str) -> Any:
     InputError
         It is missing or cannot be read.
     """
-    transformers = _transformers()
+    transformers = silent_transformers()
     if Path(name).is_dir():
         files = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
         if not any((Path(name) / file).is_file() for file in files):
@@ -112,7 +112,14 @@ def open_tokenizer(name: str) -> Any:
         return _local_first(transformers.AutoTokenizer, name)
 
 
-def _transformers() -> Any:
+def silent_transformers() -> Any:
+    """The library, which from now on shows neither bars nor chatter.
+
+    Raises
+    ------
+    InputError
+        It is not installed.
+    """
     try:
         import transformers
     except ImportError:

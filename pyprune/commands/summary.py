@@ -7,7 +7,7 @@ from typing import Any
 
 from pyprune.commands import common
 
-_DENOMINATORS = {
+DENOMINATORS = {
     "linear_weights": "of the weights of the pruned matrices",
     "encoder_parameters": "of all encoder parameters",
     "encoder_without_norms": "of the encoder without LayerNorm",
@@ -24,7 +24,7 @@ def prune_text(report: dict[str, Any], saved: str | None) -> str:
     worst = max(layers, key=lambda layer: float(layer["error"]))
     rows: list[tuple[str, str]] = [("method", _method(report))]
     for index, (name, value) in enumerate(report["sparsity"].items()):
-        rows.append(("zeros" if index == 0 else "", f"{common.percent(value)} {_DENOMINATORS.get(name, name)}"))
+        rows.append(("zeros" if index == 0 else "", f"{common.percent(value)} {DENOMINATORS.get(name, name)}"))
     rows.append(
         ("layer error", f"{common.percent(report['mean_error'])} of the output's energy, mean of {len(layers)} layers")
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pyprune.methods.averaging import Soup, soup
 from pyprune.methods.driver import Progress
 from pyprune.methods.entry import prune
 from pyprune.methods.journal import JournalError
@@ -10,4 +11,15 @@ from pyprune.methods.plan import Plan
 from pyprune.methods.request import available, describe
 from pyprune.methods.streaming import StreamResult, prune_streaming
 
-__all__ = ["JournalError", "Plan", "Progress", "StreamResult", "available", "describe", "prune", "prune_streaming"]
+__all__ = [
+    "JournalError",
+    "Plan",
+    "Progress",
+    "Soup",
+    "StreamResult",
+    "available",
+    "describe",
+    "prune",
+    "prune_streaming",
+    "soup",
+]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pyprune.tasks.evaluate import Evaluation, evaluate
-from pyprune.tasks.loading import Examples, load_texts
+from pyprune.tasks.loading import Examples, load_texts, shared_rows, without_rows
 from pyprune.tasks.perplexity import Perplexity, is_language_model, perplexity
 from pyprune.tasks.registry import TASKS, Task, find_task
 
@@ -19,4 +19,6 @@ __all__ = [
     "is_language_model",
     "load_texts",
     "perplexity",
+    "shared_rows",
+    "without_rows",
 ]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,43 @@ def load_texts(
         task=task,
         notes=tuple(notes),
     )
+
+
+def shared_rows(examples: Examples, others: Examples) -> list[int]:
+    """Rows of ``examples`` whose text is also in ``others``, whatever the label; case and white space do not matter."""
+    seen = {_plain(others, row) for row in range(len(others))}
+    return [row for row in range(len(examples)) if _plain(examples, row) in seen]
+
+
+def without_rows(examples: Examples, rows: Sequence[int]) -> Examples:
+    """The examples but for these rows.
+
+    Raises
+    ------
+    InputError
+        Nothing would be left.
+    """
+    keep = sorted(set(range(len(examples))) - set(rows))
+    if not keep:
+        raise InputError(f"{examples.source}: no row would be left")
+
+    def pick(column: Sequence[Any] | None) -> Any:
+        return tuple(column[row] for row in keep) if column else column
+
+    texts, pairs, labels = pick(examples.texts), pick(examples.pairs), pick(examples.labels)
+    return replace(
+        examples,
+        texts=texts,
+        pairs=pairs,
+        labels=labels,
+        lines=pick(examples.lines),
+        sha256=_digest(texts, pairs, labels),
+    )
+
+
+def _plain(examples: Examples, row: int) -> tuple[str, ...]:
+    parts = (examples.texts[row],) if examples.pairs is None else (examples.texts[row], examples.pairs[row])
+    return tuple(" ".join(part.split()).casefold() for part in parts)
 
 
 def _locate(

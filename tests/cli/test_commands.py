@@ -15,7 +15,7 @@ from tiny_checkpoint import build_checkpoint, build_sentences
 import pyprune
 from pyprune.result import load_masks
 
-COMMANDS = ("prune", "evaluate", "export", "bench", "info", "demo")
+COMMANDS = ("prune", "evaluate", "export", "soup", "bench", "report", "info", "demo")
 Run = Callable[..., Any]
 
 

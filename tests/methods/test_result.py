@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_the_old_result(
         raise failure
 
     monkeypatch.setattr(result.model, "save_pretrained", full)
-    with pytest.raises(InputError, match=r"is full: the pruned model could not be written"):
+    with pytest.raises(InputError, match=r"is full: the model could not be written"):
         result.save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

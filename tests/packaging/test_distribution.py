@@ -74,6 +74,7 @@ def test_wheel_holds_one_package(wheel: Path) -> None:
     assert "pyprune/demo/assets/reviews-minilm/model.safetensors" in names
     assert "pyprune/demo/assets/review_sentences/README.md" in names
     assert "pyprune/attack/requirements.txt" in names
+    assert "pyprune/report/style.css" in names
     assert len([name for name in names if name.endswith(".so")]) == 1
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     assert not [name for name in names if name.endswith((".cpp", ".cu", ".h", ".pyc"))]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyprune.errors import InputError
-from pyprune.tasks import TASKS, find_task, hub, load_texts
+from pyprune.tasks import TASKS, find_task, hub, load_texts, shared_rows, without_rows
 from pyprune.tasks.readers import Table
 
 ROWS = [("good, really", 1), ('he said "no"', 0), ("naïve – ☕ \u2028 still one line", 1), ("bad", 0)]
@@ -263,3 +263,23 @@ def test_without_the_datasets_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="needs the datasets package"):
         load_texts("sst2")
+
+
+def test_rows_in_two_sets(tmp_path: Path) -> None:
+    first = load_texts(write(tmp_path / "first.tsv", "sentence\tlabel\nA good film\t1\nbad\t0\nfine\t1\n"))
+    other = load_texts(write(tmp_path / "other.tsv", "sentence\tlabel\nfine\t0\n a  GOOD film\t1\ngood\t1\n"))
+    assert shared_rows(first, other) == [0, 2]
+    left = without_rows(first, [0, 2])
+    assert (left.texts, left.labels, left.lines) == (("bad",), (0,), (3,))
+    # the hash is that of a file with these rows alone
+    assert left.sha256 == load_texts(write(tmp_path / "left.tsv", "sentence\tlabel\nbad\t0\n")).sha256
+    with pytest.raises(InputError, match="no row would be left"):
+        without_rows(first, range(3))
+
+
+def test_pairs_are_shared_as_pairs(tmp_path: Path) -> None:
+    head = "premise\thypothesis\tlabel\n"
+    first = load_texts(write(tmp_path / "first.tsv", f"{head}a\tb\t0\nb\ta\t1\n"))
+    other = load_texts(write(tmp_path / "other.tsv", f"{head}b\ta\t0\na\tc\t0\n"))
+    assert shared_rows(first, other) == [1]
+    assert without_rows(first, [1]).pairs == ("b",)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report knows, in checked types: whatever was read is a finite number, printable text, or not there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Share:
+    """A fraction with its 95 % interval, where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One pruned matrix."""
+
+    name: str
+    rows: int | None
+    cols: int | None
+    kept: int | None
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An evaluation without an attack; ``accuracy`` is None for a language model."""
+
+    metric: str
+    value: float | None
+    accuracy: Share | None
+    total: int | None
+    source: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An evaluation under attack: accuracy on the same rows, accuracy under attack (Aua), success rate (Asr)."""
+
+    recipe: str | None
+    accuracy: Share | None
+    aua: Share | None
+    asr: Share | None
+    queries: float | None
+    words_changed: float | None
+    total: int | None
+    skipped: int | None
+    seed: int | None
+    sha256: str | None
+    resources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One folder.
+
+    Attributes
+    ----------
+    name : str
+        Short, and unlike that of any other.
+    path : str
+    kind : {"pruned", "average", "dense", "records"}
+        "records": no model, only what was measured of one.
+    origin : str, optional
+        Where the model that was pruned lay.
+    settings, versions, data : dict of str to str
+        As text.
+    disk : dict of str to int
+        Bytes of ``folder`` and ``weights``.
+    densities : dict of str to ndarray
+        By name of the matrix: the share kept in each cell of a small grid (:mod:`pyprune.report.maps`).
+    missing : tuple of str
+        What could be there and is not.
+    problems : tuple of str
+        What is there and cannot be read or believed.
+    """
+
+    name: str
+    path: str
+    kind: str
+    method: str | None = None
+    pattern: str | None = None
+    origin: str | None = None
+    storage: str | None = None
+    sparsity: dict[str, float] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
+    mean_error: float | None = None
+    disk: dict[str, int] = field(default_factory=dict)
+    densities: dict[str, Any] = field(default_factory=dict, repr=False)
+    judged: Judged | None = None
+    judged_dense: Judged | None = None
+    attack: Attack | None = None
+    seconds: float | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One candidate in one case of ``pyprune bench model``; ``gain``: times as fast as the case's first dense one."""
+
+    batch: str
+    length: str
+    candidate: str
+    ours: bool
+    median: float | None
+    p90: float | None
+    gain: float | None
+    tokens_per_second: float | None
+    status: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A record of ``pyprune bench model``."""
+
+    source: str
+    dense: str | None
+    pruned: str | None
+    machine: str
+    rows: tuple[Latency, ...]
+    memory: dict[str, int]
+    verdict: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Everything a report shows.
+
+    Attributes
+    ----------
+    pyprune, created : str
+        Version, and the day in UTC.
+    models : tuple of Model
+    benches : tuple of Bench
+    notes : tuple of str
+        What keeps models from being compared.
+    """
+
+    pyprune: str
+    created: str
+    models: tuple[Model, ...]
+    benches: tuple[Bench, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without the grids of the pictures."""
+        told = asdict(self)
+        for model in told["models"]:
+            del model["densities"]
+        return told
