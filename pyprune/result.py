@@ -21,6 +21,7 @@ from pyprune.models.weights import Checkpoint, ShardWriter, Spec, TensorWriter
 from pyprune.ops.sparse_weight import SparseWeight, compress, pack_bits, unpack_bits
 from pyprune.sparse.linear import compress_as
 from pyprune.sparse.loading import empty_model, load_sparse, open_sparse
+from pyprune.sparse.saving import write_settings
 from pyprune.sparse.storage import is_sparse, stored_tensors, write_files
 
 STORAGES = ("dense", "sparse")
@@ -127,11 +128,7 @@ class PruneResult:
         write_report(folder, self.report)
 
     def _write_rest(self, folder: Path, tokenizer: Any) -> None:
-        model: Any = self.model
-        model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
-        model.config.save_pretrained(folder)
-        if model.can_generate():
-            model.generation_config.save_pretrained(folder)
+        write_settings(self.model, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         write_report(folder, self.report)
@@ -211,7 +208,8 @@ def load(path: str | os.PathLike[str], *, dense: bool = False, **options: Any) -
     Parameters
     ----------
     path : str or Path
-        A folder written by :meth:`PruneResult.save`.
+        A folder written by :meth:`PruneResult.save`, or by ``save_pretrained`` of a model that :func:`pyprune.sparsify`
+        or this function has given.
     dense : bool
         Give plain ``nn.Linear`` whatever the storage.
     **options
@@ -227,8 +225,9 @@ def load(path: str | os.PathLike[str], *, dense: bool = False, **options: Any) -
     InputError
         No such folder, its config names no model class, or sparse files that are damaged or do not fit the config.
     """
-    folder = _existing(path)
+    folder = Path(path).expanduser()
     if not is_sparse(folder):
+        _existing(folder)
         return model_class(read_config(folder)).from_pretrained(folder, **options)
     dtype = options.pop("dtype", None)
     if options or not isinstance(dtype, torch.dtype | None):

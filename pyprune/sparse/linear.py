@@ -42,7 +42,7 @@ class SparseLinear(nn.Module):
     Attributes
     ----------
     sparse : SparseWeight
-        As prepared for the device.
+        As prepared for the device; ``stored`` is it as a file holds it.
     bias : nn.Parameter or None
     in_features, out_features : int
 
@@ -123,9 +123,14 @@ class SparseLinear(nn.Module):
         """The dense matrix, made anew at every look, ``(out, in)``; not to be assigned."""
         return self.sparse.to_dense()
 
+    @property
+    def stored(self) -> SparseWeight:
+        """The weight as a file holds it, whatever arrangement its kernel wants."""
+        return self._stored(self.sparse)
+
     def extra_repr(self) -> str:
         """Sizes, format and how much is kept."""
-        weight = self._stored(self.sparse)
+        weight = self.stored
         kept = weight.values.numel() / max(self.in_features * self.out_features, 1)
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
@@ -133,7 +138,6 @@ class SparseLinear(nn.Module):
         )
 
     def _stored(self, weight: SparseWeight) -> SparseWeight:
-        """As a file holds it, whatever arrangement its kernel wanted."""
         return weight if weight.format in STORED else restore(weight, *self._kind)
 
     def _hold(self, weight: SparseWeight) -> None:
@@ -147,7 +151,7 @@ class SparseLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        weight = self._stored(self.sparse)
+        weight = self.stored
         parts = {name: _converted(fn, part) for name, part in weight.parts.items() if part is not self.values}
         scale = None if weight.scale is None else fn(weight.scale).float()
         self._hold(replace(weight, parts=parts, scale=scale))
@@ -155,7 +159,7 @@ class SparseLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
-        weight = self._stored(self.sparse)
+        weight = self.stored
         tensors = dict(weight.parts)
         if weight.scale is not None:
             tensors["scale"] = weight.scale

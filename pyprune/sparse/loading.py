@@ -14,6 +14,7 @@ from pyprune.errors import InputError
 from pyprune.models.skeleton import model_class, read_config
 from pyprune.models.weights import Shards
 from pyprune.sparse.linear import SparseLinear
+from pyprune.sparse.saving import save_compressed, saves_by
 from pyprune.sparse.storage import SparseFiles, stored_tensors
 
 _UNFILLED = {torch.empty, torch.empty_strided, torch.rand, torch.randn, torch.normal}
@@ -46,6 +47,8 @@ def load_sparse(folder: Path, *, dense: bool = False, dtype: torch.dtype | None 
         else:
             setattr(model.get_submodule(path), key, SparseLinear(files.matrix(name), linear.bias))
     _fill(model, files)
+    if not dense:
+        saves_by(model, save_compressed)
     return model.eval() if dtype is None else model.to(dtype).eval()
 
 

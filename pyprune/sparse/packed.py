@@ -13,6 +13,7 @@ from pyprune.models import Adapter, adapter_for
 from pyprune.ops import compress, library, prepare
 from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, Places, arrange, check_layer, run
 from pyprune.ops.sparse_weight import SparseWeight
+from pyprune.sparse.saving import refuse_packed, saves_by
 
 FORMATS = ("auto", "sparse", "dense")
 
@@ -87,6 +88,7 @@ def optimize(model: nn.Module, *, format: str = "auto") -> nn.Module:
             if parameter.dtype != torch.float32:
                 raise InputError(f"optimize: {name} is not in float32", seen=str(parameter.dtype), hint="model.float()")
     setattr(base, place, _packed(model, adapter, format))
+    saves_by(model, refuse_packed)
     return model.eval().requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ from pyprune.models import adapter_for, families
 from pyprune.ops.sparse_weight import STORED, VALUE_TYPES
 from pyprune.ops.spmm_plan import faster
 from pyprune.sparse.linear import SparseLinear, compress_as
+from pyprune.sparse.saving import save_compressed, saves_by
 
 FORMATS = ("auto", *STORED)
 
@@ -76,7 +77,8 @@ def sparsify(
     """Replace pruned linears by :class:`SparseLinear`.
 
     Of a known family the linears of the blocks are looked at, of other models all plain ``nn.Linear``; with ``masks``
-    those that have one. What was chosen, and why, is in ``model.pyprune_sparse``: print it.
+    those that have one. What was chosen, and why, is in ``model.pyprune_sparse``: print it. ``save_pretrained`` of the model then
+    writes the compressed weights, for :func:`pyprune.load`.
 
     Parameters
     ----------
@@ -135,6 +137,8 @@ def sparsify(
     else:
         model = copy.deepcopy(model, dict(replaced))  # what is in the memo is not copied
     model.pyprune_sparse = Choices(choices)  # type: ignore[assignment]
+    if replaced:
+        saves_by(model, save_compressed)
     return model
 
 
