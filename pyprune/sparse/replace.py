@@ -77,8 +77,8 @@ def sparsify(
     """Replace pruned linears by :class:`SparseLinear`.
 
     Of a known family the linears of the blocks are looked at, of other models all plain ``nn.Linear``; with ``masks``
-    those that have one. What was chosen, and why, is in ``model.pyprune_sparse``: print it. The model's ``save_pretrained``
-    writes the compressed weights, for :func:`pyprune.load`.
+    those that have one. What was chosen, and why, is in ``model.pyprune_sparse``: print it. The
+    ``save_pretrained`` of the model writes the compressed weights, for :func:`pyprune.load`.
 
     Parameters
     ----------
