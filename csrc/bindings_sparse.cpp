@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bindings of the sparse products. The tensors of an arrangement come as one tuple of pointers and sizes, so that several
-// ops share its checks.
+// ops share its checks; spmm takes what is made of it, so that a small product need not check them at every call.
 #include "bindings_sparse.h"
 
 #include "bindings_checks.h"
@@ -54,9 +54,8 @@ void fill_rows(uintptr_t columns, uintptr_t stored, int64_t count, uintptr_t row
                        pointer<const void>(values, kept, "values"), size, out, in, tile);
 }
 
-void spmm(uintptr_t y, uintptr_t x, int type, int64_t tokens, int64_t stride, const RowsArguments& weight,
-          uintptr_t scale, uintptr_t bias, int activation, int threads, bool pairs) {
-    const SparseRows matrix = sparse_rows(weight);
+void spmm(uintptr_t y, uintptr_t x, int type, int64_t tokens, int64_t stride, const SparseRows& matrix, uintptr_t scale,
+          uintptr_t bias, int activation, int threads, bool pairs) {
     const int64_t written = area(tokens, matrix.out), read = area(tokens, matrix.in);
     require(type >= 0 && type <= 2, "x must be float32, bfloat16 or float16");
     require(stride >= 0, "a stride is negative");
@@ -96,6 +95,8 @@ SparseRows sparse_rows(const RowsArguments& weight) {
 void bind_sparse(py::module_& module) {
     module.def("order_rows", &order_rows);
     module.def("fill_rows", &fill_rows);
+    // It holds pointers, no tensors: they must stay where they are.
+    py::class_<SparseRows>(module, "SparseRows").def(py::init(&sparse_rows));
     module.def("spmm", &spmm, py::arg("y"), py::arg("x"), py::arg("type"), py::arg("tokens"), py::arg("stride"),
                py::arg("weight"), py::arg("scale"), py::arg("bias"), py::arg("activation"), py::arg("threads"),
                py::arg("pairs") = false);

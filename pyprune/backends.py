@@ -142,7 +142,13 @@ def choose(op: str, device: str) -> Choice:
     BackendError
         ``PYPRUNE_BACKEND`` names an unknown backend, or one that cannot serve this op here.
     """
-    return _choose(op, device, os.environ.get(FORCE, ""))
+    return _choose(op, device, _setting(FORCE))
+
+
+def _setting(name: str) -> str:
+    # Asked at every call of every op; os.environ takes a microsecond to answer.
+    module, _ = _load_extension()
+    return os.environ.get(name, "") if module is None else module.environment(name)
 
 
 @functools.cache
@@ -186,7 +192,7 @@ def _why_not(entries: dict[str, Callable[..., Any]], backend: str, device: str) 
 
 def threads() -> int:
     """CPU threads a kernel may use: ``PYPRUNE_NUM_THREADS``, else torch's setting."""
-    text = os.environ.get("PYPRUNE_NUM_THREADS", "")
+    text = _setting("PYPRUNE_NUM_THREADS")
     if not text:
         return torch.get_num_threads()
     if not text.isdigit() or int(text) < 1:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyprune import backends
 from pyprune.errors import InputError
 from pyprune.ops import library, sparse_rows, sparse_weight
+from pyprune.ops.places import Places
 from pyprune.ops.sparse_weight import SparseWeight
 
 # Rows of a tile of a dense weight (csrc/common/dense_rows.h).
@@ -23,7 +24,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 LINEARS = ("project", "output", "up", "down")
 
 # The order in which the parts of an arrangement are handed to the op.
-PARTS = {"tiles": ("values",), "rows": sparse_rows.PARTS}
+PARTS = {"dense_tiles": ("values",), "rows": sparse_rows.PARTS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ def arrange(weight: SparseWeight) -> SparseWeight:
     values = weight.to_dense(torch.float32)
     padded = torch.nn.functional.pad(values, (0, 0, 0, -values.shape[0] % DENSE_ROWS))
     tiles = padded.reshape(len(padded) // DENSE_ROWS, DENSE_ROWS, values.shape[1]).transpose(1, 2).contiguous()
-    return SparseWeight(weight.shape, "tiles", {"values": tiles})
+    return SparseWeight(weight.shape, "dense_tiles", {"values": tiles})
 
 
 def encoder(
@@ -130,37 +131,6 @@ def encoder(
             sizes += [*weight.shape, *weight.geometry]
     vectors = [layer.vectors for layer in layers]
     return run(Places(), hidden, keep, parts, formats, sizes, vectors, head, activation, eps)
-
-
-class Places:
-    """Where the weights of a stack lie, as the compiled kernel takes it: made again only when a tensor has moved.
-
-    A copy, and what was pickled, starts anew.
-    """
-
-    def __init__(self) -> None:
-        self._addresses: list[int] = []
-        self._layers: Any = None
-
-    def __reduce__(self) -> tuple[type[Places], tuple[()]]:
-        return Places, ()
-
-    def layers(
-        self,
-        parts: Sequence[Tensor],
-        formats: Sequence[str],
-        sizes: Sequence[int],
-        vectors: Sequence[Tensor],
-        hidden: int,
-        head: int,
-    ) -> Any:
-        """``EncoderLayers`` of the extension; the tensors must outlive its use."""
-        addresses = [tensor.data_ptr() for tensor in (*parts, *vectors)]
-        if self._layers is None or addresses != self._addresses:
-            arguments = _layer_arguments(parts, formats, sizes, vectors)
-            self._layers = backends.extension().EncoderLayers(arguments, hidden, head)
-            self._addresses = addresses
-        return self._layers
 
 
 def run(places: Places, hidden: Tensor, keep: Tensor | None, *rest: Any) -> Tensor:
@@ -243,7 +213,7 @@ def _dense(parts: Sequence[Tensor], formats: Sequence[str], sizes: Sequence[int]
         out, columns, *geometry = sizes[4 * index : 4 * index + 4]
         own = dict(zip(names, parts[taken : taken + len(names)], strict=True))
         taken += len(names)
-        if format == "tiles":
+        if format == "dense_tiles":
             found.append(own["values"].transpose(1, 2).flatten(0, 1)[:out].double())
         else:
             shape = (geometry[0], geometry[1])
@@ -270,14 +240,19 @@ def _encode(
 ) -> Tensor:
     hidden = hidden.contiguous()
     keep = None if keep is None else keep.contiguous()
+    extension = backends.extension()
+    layers = places.made(
+        (*parts, *vectors),
+        lambda: extension.EncoderLayers(_layer_arguments(parts, formats, sizes, vectors), hidden.shape[2], head),
+    )
     out = library.empty(*hidden.shape, dtype=torch.float32)
-    backends.extension().encoder(
+    extension.encoder(
         out.data_ptr(),
         hidden.data_ptr(),
         0 if keep is None else keep.data_ptr(),
         hidden.shape[0],
         hidden.shape[1],
-        places.layers(parts, formats, sizes, vectors, hidden.shape[2], head),
+        layers,
         eps,
         ACTIVATIONS.index(activation),
         backends.threads(),
@@ -303,7 +278,7 @@ def _layer_arguments(
 def _pointers(
     format: str, parts: Sequence[Tensor], shape: tuple[int, int], geometry: tuple[int, int]
 ) -> tuple[int, int, tuple[int, ...]]:
-    if format == "tiles":
+    if format == "dense_tiles":
         return parts[0].data_ptr(), parts[0].numel(), _NO_ROWS
     return 0, 0, sparse_rows.pointers(dict(zip(sparse_rows.PARTS, parts, strict=True)), shape, geometry)
 

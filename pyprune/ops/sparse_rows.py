@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,3 +107,8 @@ def pointers(
         lengths.data_ptr(),
         starts.data_ptr(),
     )
+
+
+def view(parts: Mapping[str, Tensor], shape: tuple[int, int], geometry: tuple[int, int]) -> Any:
+    """``SparseRows`` of the extension, checked once: it holds addresses, so that the parts must outlive its use."""
+    return backends.extension().SparseRows(pointers(parts, shape, geometry))

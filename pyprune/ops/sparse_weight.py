@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.ops import sparse_rows, sparse_tiles
+from pyprune.ops.places import Places
 
 STORED = ("dense", "bitmask", "nm", "block")
 VALUE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -49,6 +50,8 @@ class SparseWeight:
         With int8 values only.
     geometry : (int, int)
         ``(keep, of)`` of "nm", ``(rows, cols)`` of "block", the kernel's own of an arrangement, else ``(1, 1)``.
+    places : Places
+        For kernels: what they made of the addresses of the parts.
     """
 
     shape: tuple[int, int]
@@ -56,6 +59,7 @@ class SparseWeight:
     parts: Mapping[str, Tensor]
     scale: Tensor | None = None
     geometry: tuple[int, int] = (1, 1)
+    places: Places = field(default_factory=Places, init=False, repr=False)
 
     @property
     def values(self) -> Tensor:

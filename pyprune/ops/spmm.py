@@ -239,16 +239,18 @@ def _lines_of_blocks(weight: SparseWeight) -> dict[str, Tensor]:
 def _spmm_rows(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor:
     flat = x if x.dim() == 2 and x.stride(1) == 1 else library.flatten_tokens("spmm", "x", x)
     tokens, scale = flat.shape[0], weight.scale
-    y = torch.empty(tokens, weight.shape[0], dtype=x.dtype)
+    y = flat.new_empty(tokens, weight.shape[0])
     if bias is not None and (bias.dtype != torch.float32 or not bias.is_contiguous()):
         bias = bias.to(torch.float32).contiguous()
+    parts = weight.parts
+    rows = weight.places.made(parts.values(), lambda: sparse_rows.view(parts, weight.shape, weight.geometry))
     backends.extension().spmm(
         y.data_ptr(),
         flat.data_ptr(),
         library.ELEMENT_TYPE[x.dtype],
         tokens,
         flat.stride(0),
-        sparse_rows.pointers(weight.parts, weight.shape, weight.geometry),
+        rows,
         0 if scale is None else scale.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         ACTIVATIONS.index(activation),

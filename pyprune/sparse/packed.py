@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pyprune.errors import InputError
 from pyprune.models import Adapter, adapter_for
 from pyprune.ops import compress, library, prepare
-from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, Places, arrange, check_layer, run
+from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, check_layer, run
+from pyprune.ops.places import Places
 from pyprune.ops.sparse_weight import SparseWeight
 from pyprune.sparse.saving import refuse_packed, saves_by
 

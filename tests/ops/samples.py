@@ -43,7 +43,7 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
                 torch.randn(-(-out // 6), inputs, 6, generator=generator)
                 for out, inputs in ((3 * columns, columns), (columns, columns), (9, columns), (columns, 9))
             ],
-            ["tiles"] * 4,
+            ["dense_tiles"] * 4,
             [3 * columns, columns, 1, 1, columns, columns, 1, 1, 9, columns, 1, 1, columns, 9, 1, 1],
             [torch.randn(9 * columns + 9, generator=generator)],
             columns // 4,

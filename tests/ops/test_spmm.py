@@ -87,7 +87,7 @@ def test_pairs_of_weights_in_bfloat16(shape, tokens, generator):
     x = torch.randn(tokens, shape[1], generator=generator).bfloat16()
     prepared = ops.prepare(weight)
     y = torch.full((tokens + 1, shape[0]), torch.nan, dtype=torch.bfloat16)
-    arrangement = sparse_rows.pointers(prepared.parts, prepared.shape, prepared.geometry)
+    arrangement = sparse_rows.view(prepared.parts, prepared.shape, prepared.geometry)
     backends.extension().spmm(
         y.data_ptr(), x.data_ptr(), 1, tokens, shape[1], arrangement, 0, 0, 0, threads=1, pairs=True
     )

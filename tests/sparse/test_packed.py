@@ -77,11 +77,11 @@ def test_activations(tiny, batches_of, activation):
 
 def test_format_is_chosen_by_zeros(tiny):
     dense = packed(pyprune.optimize(tiny("bert")))
-    assert "linears: 8 tiles" in repr(dense)
+    assert "linears: 8 dense_tiles" in repr(dense)
     mixed = packed(pyprune.optimize(remove_weights(tiny("bert"))))
     assert "rows" in repr(mixed)
-    assert "tiles" in repr(mixed)
-    for format, stored in (("sparse", "8 rows"), ("dense", "8 tiles")):
+    assert "dense_tiles" in repr(mixed)
+    for format, stored in (("sparse", "8 rows"), ("dense", "8 dense_tiles")):
         assert stored in repr(packed(pyprune.optimize(remove_weights(tiny("bert")), format=format)))
 
 
