@@ -30,6 +30,17 @@ SAME_FLOOR = {
     *((room, other) for room in ("demo", "bench", "attack") for other in ("progress", "commands")),
     ("report", "commands"),
 }
+# What ops share, in their room.
+NOT_OPS = {
+    "__init__",
+    "library",
+    "masked_systems",
+    "places",
+    "sparse_rows",
+    "sparse_tiles",
+    "sparse_weight",
+    "spmm_plan",
+}
 ONLY_IN = {
     "transformers": {"models", "methods", "tasks", "sparse", "result", "attack", "demo", "commands", "cli"},
     "datasets": {"tasks"},
@@ -112,7 +123,7 @@ def test_every_op_has_its_four_faces():
     root = PACKAGE.parent
     for path in (PACKAGE / "ops").glob("*.py"):
         op = path.stem
-        if op in {"__init__", "library", "masked_systems", "sparse_weight", "sparse_rows", "sparse_tiles", "spmm_plan"}:
+        if op in NOT_OPS:
             continue
         assert (root / "csrc" / "cpu" / f"{op}.cpp").is_file(), op
         assert (root / "tests" / "ops" / f"test_{op}.py").is_file(), op
