@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyprune.commands import common
+from pyprune.commands import attack, common
 from pyprune.errors import InputError
 from pyprune.tasks.registry import METRICS
+
+_UNDER_ATTACK = "aua"
 
 _EPILOG = """\
 examples:
@@ -18,6 +20,8 @@ examples:
       the checkpoints whose average is best on rows that none was trained on
   pyprune soup run-1 run-2 run-3 --select held-out.tsv --evaluate dev.tsv --output averaged
       and the accuracy of the average on the rows that you report; no row may be in both files
+  pyprune soup run-1 run-2 run-3 --select held-out.tsv --limit 200 --select-by aua --resources DIR --output averaged
+      chosen by accuracy under attack, on 200 rows (docs/attacks.md says what the recipe needs)
   pyprune soup run-1 run-2 run-3 --uniform --output averaged
       the average of all of them
   pyprune prune averaged --data train.tsv --sparsity 0.875 --output pruned
@@ -46,8 +50,12 @@ def add(commands: Any) -> None:
     choice = parser.add_argument_group("choice (--select or --uniform)")
     choice.add_argument("--select", metavar="FILE", help="labelled rows to choose on: not those that are reported")
     choice.add_argument(
-        "--select-by", choices=METRICS, metavar="SCORE", help=f"one of {', '.join(METRICS)} (default: as --metric)"
+        "--select-by",
+        choices=(*METRICS, _UNDER_ATTACK),
+        metavar="SCORE",
+        help=f"one of {', '.join(METRICS)} (default: as --metric), or {_UNDER_ATTACK}, accuracy under attack",
     )
+    choice.add_argument("--recipe", choices=attack.RECIPES, default="textfooler", help="of that attack")
     choice.add_argument("--uniform", action="store_true", help="average all; with --select their scores are noted")
     choice.add_argument("--limit", type=common.positive, metavar="N", help="choose on N rows drawn at random")
     choice.add_argument("--seed", type=common.seed, default=0, metavar="N", help="of that draw (default 0)")
@@ -64,6 +72,7 @@ def add(commands: Any) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--task", metavar="TASK", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
     common.add_columns(data)
+    attack.add_resources(parser)
     common.add_general(parser)
     parser.set_defaults(run=run, parser=parser)
 
@@ -90,14 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
                 progress.note(note)
         score, about = None, None
         if selection is not None:
-            by = arguments.select_by or arguments.metric
-            score = _score(by, selection, tokenizer=open_tokenizer(arguments.models[0]), **_how(arguments))
-            about = {
-                "source": selection.source,
-                "sha256": selection.sha256,
-                "rows": len(selection),
-                "by": _by(by, selection),
-            }
+            score, by = _score(arguments, selection, open_tokenizer(arguments.models[0]))
+            about = {"source": selection.source, "sha256": selection.sha256, "rows": len(selection), "by": by}
         found = methods.soup(arguments.models, score, uniform=arguments.uniform, selection=about, progress=progress)
         for note in found.report["notes"]:
             progress.note(note)
@@ -151,15 +154,31 @@ def _how(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"batch_size": arguments.batch_size, "max_length": arguments.max_length}
 
 
-def _by(by: str | None, examples: Any) -> str:
-    return by or (examples.task.metric if examples.task is not None else "accuracy")
-
-
-def _score(by: str | None, examples: Any, **options: Any) -> Callable[[Any], float]:
-    """What ``--select-by`` stands for: a number for a model, larger is better. All kinds of scores are made here."""
+def _score(arguments: argparse.Namespace, examples: Any, tokenizer: Any) -> tuple[Callable[[Any], float], str]:
+    """What ``--select-by`` stands for: a number for a model, larger is better; and its name."""
     from pyprune import tasks
 
-    return lambda model: tasks.evaluate(model, examples, metric=by, **options).value
+    by = arguments.select_by or arguments.metric
+    if by == _UNDER_ATTACK:
+        return _under_attack(arguments, examples, tokenizer), f"{by} by {arguments.recipe}, seed {arguments.seed}"
+    how = {"metric": by, "tokenizer": tokenizer, **_how(arguments)}
+    own = examples.task.metric if examples.task is not None else "accuracy"
+    return lambda model: tasks.evaluate(model, examples, **how).value, by or own
+
+
+def _under_attack(arguments: argparse.Namespace, examples: Any, tokenizer: Any) -> Callable[[Any], float]:
+    from pyprune.attack import run as attack_all
+    from pyprune.attack.library import check_installed
+
+    check_installed()
+    how: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "recipe": arguments.recipe,
+        "resources": attack.resources_of(arguments),
+        "seed": arguments.seed,
+        "max_length": arguments.max_length,
+    }
+    return lambda model: float(attack_all(model, examples, **how).summary["aua"])
 
 
 def _text(report: dict[str, Any], evaluation: Any, saved: str) -> str:
