@@ -183,7 +183,7 @@ def _choose(
 
 
 def _on_gpu(weight: Tensor, mask: Tensor, kept: float, values: torch.dtype, tokens: int) -> tuple[str, str]:
-    """ "sparse" or "dense", and why."""
+    """What is faster, "sparse" or "dense", and why."""
     shape, arch = (weight.shape[0], weight.shape[1]), arch_of(weight.device)
     backend = backends.choose("spmm", "cuda").backend
     arrangement = arrangement_of(shape, values, *format_of(mask), arch, backend)

@@ -57,7 +57,7 @@ def test_the_plan_decides(kept: float, tokens: int, format: str | None, generato
 
 
 @pytest.mark.parametrize(
-    ("backend", "kept", "tokens", "dtype", "wanted", "words"),
+    ("kernels", "kept", "tokens", "dtype", "wanted", "words"),
     [
         ("cuda", 0.1, 1, torch.bfloat16, "sparse", "sparse is faster at 1 tokens, by analysis"),
         ("cuda", 0.9, 1, torch.bfloat16, "dense", "dense is faster at 1 tokens, by analysis"),
@@ -72,7 +72,7 @@ def test_the_plan_decides(kept: float, tokens: int, format: str | None, generato
 )
 def test_the_plan_of_a_gpu_decides(
     monkeypatch: pytest.MonkeyPatch,
-    backend: str,
+    kernels: str,
     kept: float | str,
     tokens: int,
     dtype: torch.dtype,
@@ -81,14 +81,15 @@ def test_the_plan_of_a_gpu_decides(
     generator: torch.Generator,
 ) -> None:
     monkeypatch.setattr(replace, "arch_of", lambda device: 90)
-    monkeypatch.setattr(replace.backends, "choose", lambda op, device: Choice(backend, len, ()))
+    monkeypatch.setattr(replace.backends, "choose", lambda op, device: Choice(kernels, len, ()))
     if kept == "2:4":
-        mask, kept = torch.tensor([True, False, False, True]).repeat(2048, 512), 0.5
+        halves = torch.rand(64, 16, 4, generator=generator).argsort(-1) < 2
+        mask, kept = halves.reshape(64, 64).repeat(64, 64), 0.5
     elif kept == "blocks":
-        mask = (torch.rand(64, 64, generator=generator) < 0.1).repeat_interleave(32, 0).repeat_interleave(32, 1)
+        mask = (torch.rand(128, 128, generator=generator) < 0.1).repeat_interleave(32, 0).repeat_interleave(32, 1)
         kept = 0.1
     else:
-        mask = torch.rand(2048, 2048, generator=generator) < kept
+        mask = torch.rand(4096, 4096, generator=generator) < kept
     found, reason = replace._on_gpu(mask.to(dtype), mask, float(kept), dtype, tokens)
     assert found == wanted
     assert words in reason
