@@ -39,8 +39,9 @@ def spmm(
 ) -> Tensor:  # [..., out]
     """Multiply by a compressed matrix; a drop-in for ``torch.nn.functional.linear``.
 
-    Sums are float32, whatever the types of ``x`` and of the values; the result has the type of ``x``. There is a
-    gradient for ``x`` and for ``bias``, none for the values.
+    Sums are float32, whatever the types of ``x`` and of the values; the result has the type of ``x``, rounded once (with
+    torch's 2:4 product twice where bias or activation follow). There is a gradient for ``x`` and for ``bias``, none for
+    the values.
 
     Parameters
     ----------
