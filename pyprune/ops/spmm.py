@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +40,9 @@ def spmm(
 ) -> Tensor:  # [..., out]
     """Multiply by a compressed matrix; a drop-in for ``torch.nn.functional.linear``.
 
-    Sums are float32, whatever the types of ``x`` and of the values; the result has the type of ``x``, rounded once (with
-    torch's 2:4 product twice where bias or activation follow). There is a gradient for ``x`` and for ``bias``, none for
-    the values.
+    Sums are float32, whatever the types of ``x`` and of the values; the result has the type of ``x``, rounded once
+    (after torch's 2:4 product twice, if bias or activation follow). There is a gradient for ``x`` and for ``bias``,
+    none for the values.
 
     Parameters
     ----------
@@ -185,49 +186,7 @@ def _spmm_cpp(
     return _spmm_rows(x, prepare(weight), bias, activation)
 
 
-@backends.implements("spmm", "cuda")
-def _spmm_cuda(
-    x: Tensor,
-    parts: Sequence[Tensor],
-    scale: Tensor | None,
-    bias: Tensor | None,
-    format: str,
-    out: int,
-    geometry: Sequence[int],
-    activation: str,
-) -> Tensor:
-    return _spmm_gpu("cuda", x, parts, scale, bias, format, out, geometry, activation)
-
-
-@backends.implements("spmm", "triton")
-def _spmm_triton(
-    x: Tensor,
-    parts: Sequence[Tensor],
-    scale: Tensor | None,
-    bias: Tensor | None,
-    format: str,
-    out: int,
-    geometry: Sequence[int],
-    activation: str,
-) -> Tensor:
-    return _spmm_gpu("triton", x, parts, scale, bias, format, out, geometry, activation)
-
-
-@backends.implements("spmm", "torch")
-def _spmm_torch(
-    x: Tensor,
-    parts: Sequence[Tensor],
-    scale: Tensor | None,
-    bias: Tensor | None,
-    format: str,
-    out: int,
-    geometry: Sequence[int],
-    activation: str,
-) -> Tensor:
-    return _spmm_gpu("torch", x, parts, scale, bias, format, out, geometry, activation)
-
-
-def _spmm_gpu(
+def _spmm_by(
     backend: str,
     x: Tensor,
     parts: Sequence[Tensor],
@@ -253,6 +212,11 @@ def _spmm_gpu(
     flat = library.flatten_tokens("spmm", "x", x)
     y = spmm_gpu.multiply(flat, weight, bias, ACTIVATIONS.index(activation), backend)
     return y.reshape(*x.shape[:-1], out)
+
+
+backends.implements("spmm", "cuda")(functools.partial(_spmm_by, "cuda"))
+backends.implements("spmm", "triton")(functools.partial(_spmm_by, "triton"))
+backends.implements("spmm", "torch")(functools.partial(_spmm_by, "torch"))
 
 
 def _spmm_rows(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor:
