@@ -282,10 +282,6 @@ void by_stored_type(Job& job, ValueType own, const SpmmCut& cut, cudaStream_t st
 
 }  // namespace
 
-std::int64_t spmm_shared(const Tiles& weight, bool tensor_cores, const SpmmCut& cut) {
-    return shared_bytes(tensor_cores ? 2 : 1, weight, cut);
-}
-
 void spmm(void* y, ElementType y_type, const void* x, ElementType x_type, std::int64_t tokens, std::int64_t x_stride,
           const Tiles& weight, const SpmmEnd& end, const SpmmCut& cut, float* parts, void* stream) {
     if (tokens <= 0 || weight.rows <= 0) {

@@ -36,9 +36,6 @@ struct SpmmEnd {
     Activation activation;  // GELU is the exact one (erf)
 };
 
-/// Bytes of shared memory that a block of this cut takes.
-std::int64_t spmm_shared(const Tiles& weight, bool tensor_cores, const SpmmCut& cut);
-
 /// y = activation(scale (x W^T) + bias), sums in float32.
 ///
 /// y           [tokens, rows] of `y_type`, contiguous

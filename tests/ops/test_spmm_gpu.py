@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which arrangement and which way on a GPU; 2:4 is in test_semi_structured.py, the kernels are in rooms of their own."""
+"""Which arrangement and which way on a GPU; 2:4 is in test_semi_structured.py, the kernels have their own rooms."""
 
 from __future__ import annotations
 
