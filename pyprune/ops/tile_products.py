@@ -85,7 +85,7 @@ def multiply_tiles(
             inputs.data_ptr(),
             library.ELEMENT_TYPE[inputs.dtype],
             tokens,
-            inputs.stride(0),
+            inputs.stride(0) if columns else 0,
             sparse_tiles.pointers(weight.parts, weight.shape, weight.geometry),
             0 if weight.scale is None else weight.scale.data_ptr(),
             0 if bias is None else bias.data_ptr(),

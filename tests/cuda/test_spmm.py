@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from tolerances import SPMM
 
 from pyprune import backends, ops
-from pyprune.ops import gpu_plan, tile_products
+from pyprune.ops import gpu_plan, library, tile_products
 from pyprune.ops.sparse_weight import VALUE_TYPES, SparseWeight, restore
+from pyprune.ops.spmm_gpu import arrange
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernels are emulated on the host")
 # Around the edges of one and two rows of cells, of cells, and of 16 bytes; nothing at all.
@@ -163,6 +166,25 @@ def wrong():
 def test_sizes_are_checked(wrong, name, value):
     with pytest.raises(ValueError, match=r"pyprune\._C"):
         wrong(name, value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_is_passed_is_what_the_binding_asks_for(monkeypatch, shape, dtype, generator):
+    """Nothing is wrong with a call but that there is no device."""
+    extension = pytest.importorskip("pyprune._C")
+    if not extension.build_info()["cuda"] or extension.build_info()["cuda_devices"]:
+        pytest.skip("pyprune was built without CUDA, or there is a device")
+    monkeypatch.setattr(library, "cuda_stream", lambda tensor: contextlib.nullcontext(0))
+    for values in VALUE_TYPES:
+        weight = arrange(sparse(*shape, generator, dtype=values), "cuda")
+        for tokens in (1, 3, 40):
+            x = torch.randn(tokens, shape[1] + 1, generator=generator).to(dtype)[:, 1:]
+            problem = (
+                pytest.raises(RuntimeError, match=r"spmm: .*\(cudaError") if shape[0] else contextlib.nullcontext()
+            )
+            with problem:
+                tile_products.multiply_tiles(x, weight, None, 0)
 
 
 @pytest.mark.gpu
