@@ -30,17 +30,6 @@ SAME_FLOOR = {
     *((room, other) for room in ("demo", "bench", "attack") for other in ("progress", "commands")),
     ("report", "commands"),
 }
-# What ops share, in their room.
-NOT_OPS = {
-    "__init__",
-    "library",
-    "masked_systems",
-    "places",
-    "sparse_rows",
-    "sparse_tiles",
-    "sparse_weight",
-    "spmm_plan",
-}
 ONLY_IN = {
     "transformers": {"models", "methods", "tasks", "sparse", "result", "attack", "demo", "commands", "cli"},
     "datasets": {"tasks"},
@@ -119,11 +108,18 @@ def test_every_triton_kernel_is_interpreted_and_compiled():
         assert ".hold()" in (tests / f"test_{op}.py").read_text(encoding="utf-8"), op
 
 
+# What ops share, in their room.
+SHARED = {
+    *("__init__", "library", "masked_systems", "places", "sparse_weight", "sparse_rows", "sparse_tiles"),
+    *("semi_structured", "spmm_plan", "spmm_gpu", "gpu_plan", "tile_products"),
+}
+
+
 def test_every_op_has_its_four_faces():
     root = PACKAGE.parent
     for path in (PACKAGE / "ops").glob("*.py"):
         op = path.stem
-        if op in NOT_OPS:
+        if op in SHARED:
             continue
         assert (root / "csrc" / "cpu" / f"{op}.cpp").is_file(), op
         assert (root / "tests" / "ops" / f"test_{op}.py").is_file(), op

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products with compressed matrices (`spmm`) beside `torch.nn.functional.linear` with the zeros."""
+"""Products with compressed matrices (`spmm`) beside `torch.nn.functional.linear` with the zeros, and torch's own 2:4.
+
+Each backend multiplies by the arrangement that it makes: `pyprune.torch` is 2:4 by torch through the op, and puts the
+zeros of any other matrix back in every call. What is measured here corrects `pyprune/ops/gpu_plan.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import os
+from collections.abc import Callable, Iterator
 
 import torch
 from gpu.measure import Case, relative, ways
 from torch import Tensor
 
-from pyprune import ops
-from pyprune.ops import SparseWeight
+from pyprune import backends, ops
+from pyprune.ops import SparseWeight, semi_structured
 
 SHAPES = ((4096, 4096), (4096, 11008), (768, 3072))
 QUICK = ((64, 96),)
@@ -49,7 +55,12 @@ def _blocks(weight: Tensor, density: float) -> SparseWeight:
 def _product(matrix: SparseWeight, density: float, tokens: int, device: str) -> Case:
     rows, columns = matrix.shape
     x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(tokens)).to(device, torch.bfloat16)
-    prepared, dense = ops.prepare(matrix), matrix.to_dense(torch.bfloat16)
+    dense = matrix.to_dense(torch.bfloat16)
+
+    @functools.cache
+    def prepared(backend: str) -> SparseWeight:
+        return ops.prepare(matrix)
+
     exact = x.double() @ matrix.to_dense(torch.float64).T
     return Case(
         "spmm",
@@ -62,11 +73,20 @@ def _product(matrix: SparseWeight, density: float, tokens: int, device: str) -> 
             "values": str(matrix.dtype).removeprefix("torch."),
         },
         {
-            **ways("spmm", lambda: ops.spmm(x, prepared), device),
+            **ways("spmm", lambda: ops.spmm(x, prepared(os.environ[backends.FORCE])), device),
             "torch.linear": lambda: torch.nn.functional.linear(x, dense),
+            **_by_torch(x, matrix, dense),
         },
         operations=2.0 * tokens * int(matrix.mask().sum()),
         bytes=matrix.nbytes + 2.0 * tokens * (rows + columns),
         peak="bfloat16",
         error=lambda y: relative(y, exact),
     )
+
+
+def _by_torch(x: Tensor, matrix: SparseWeight, dense: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Torch's semi-structured product, where it has one for this matrix on this card."""
+    if matrix.format != "nm" or semi_structured.arrange(dense, matrix.parts["bits"]) is None:
+        return {}
+    packed = torch.sparse.to_sparse_semi_structured(dense)
+    return {"torch.semi_structured": lambda: torch.nn.functional.linear(x, packed)}

@@ -29,6 +29,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pyprune.errors import InputError
+from pyprune.ops.sparse_rows import VALUE_TYPE
+
 PARTS = ("values", "bits", "starts")
 ROWS, COLUMNS = 16, 64  # of a cell
 UNIT = 16  # bytes
@@ -81,6 +84,32 @@ def places(parts: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor,
     inside = _in_order(numbers)[0][place]
     row = cell.div(across, rounding_mode="floor") * ROWS + inside.div(COLUMNS, rounding_mode="floor")
     return row, cell % across * COLUMNS + inside % COLUMNS, index
+
+
+def pointers(
+    parts: Mapping[str, Tensor], shape: tuple[int, int], geometry: tuple[int, int]
+) -> tuple[int, int, int, int, int, int, int, int]:
+    """The arrangement as compiled kernels take it.
+
+    Raises
+    ------
+    InputError
+        The parts do not belong together.
+    """
+    values, bits, starts = [parts[name] for name in PARTS]
+    down, across = cells_of(shape)
+    sizes = (bits.numel(), starts.numel(), values.numel() * values.element_size() % UNIT)
+    if sizes != (down * across * 32, down * across + 1, 0) or geometry[0] % UNIT:
+        raise InputError("the parts of a prepared weight do not fit its shape", seen=f"{list(shape)} and {sizes}")
+    return (
+        *shape,
+        bits.data_ptr(),
+        starts.data_ptr(),
+        values.data_ptr(),
+        VALUE_TYPE[values.dtype],
+        values.numel(),
+        geometry[0],
+    )
 
 
 def _in_order(matrix: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.ops import sparse_rows, sparse_tiles
+from pyprune.ops import semi_structured, sparse_rows, sparse_tiles
 from pyprune.ops.places import Places
 
 STORED = ("dense", "bitmask", "nm", "block")
@@ -42,8 +42,8 @@ class SparseWeight:
     shape : (int, int)
         ``(out, in)``.
     format : str
-        One of :data:`STORED`, or an arrangement: "rows", the CPU kernel's (:mod:`pyprune.ops.sparse_rows`), or "tiles",
-        that of GPUs (:mod:`pyprune.ops.sparse_tiles`).
+        One of :data:`STORED`, or an arrangement: "rows", the CPU kernel's (:mod:`pyprune.ops.sparse_rows`), "tiles",
+        that of GPUs (:mod:`pyprune.ops.sparse_tiles`), or "semi", torch's for 2:4 (:mod:`pyprune.ops.semi_structured`).
     parts : dict of str to Tensor
         The tensors of the format, ``values`` among them.
     scale : Tensor of float32, shape (out,), optional
@@ -225,6 +225,8 @@ def _spread(
     """``values`` where the format has them, zeros elsewhere, shape ``(out, in)``."""
     if format == "dense":
         return values
+    if format == "semi":
+        return semi_structured.spread(parts, shape).to(values.dtype)
     if format in ("rows", "tiles"):
         row, column, index = _places(format, parts, shape, geometry)
         return values.new_zeros(shape).index_put((row, column), values[index])

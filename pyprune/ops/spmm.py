@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,10 @@ from torch import Tensor
 
 from pyprune import backends
 from pyprune.errors import InputError
-from pyprune.ops import library, sparse_rows, sparse_tiles
-from pyprune.ops.sparse_weight import SparseWeight, restore, to_dense, unpack_bits
+from pyprune.ops import library, semi_structured, sparse_rows, sparse_tiles, spmm_gpu
+from pyprune.ops.sparse_weight import SparseWeight, restore, to_dense
 
 ACTIVATIONS = ("none", "gelu", "relu")  # by the numbers of csrc/common/sparse_rows_view.h
-
-_ARRANGEMENTS = {"cpu": "rows", "cuda": "tiles"}  # by device
 
 ROWS_INPUTS = (torch.float32, torch.bfloat16, torch.float16)  # of the compiled kernel
 
@@ -28,6 +27,7 @@ PARTS = {
     "block": ("bits", "values"),
     "rows": sparse_rows.PARTS,
     "tiles": sparse_tiles.PARTS,
+    "semi": semi_structured.PARTS,
 }
 
 
@@ -40,8 +40,9 @@ def spmm(
 ) -> Tensor:  # [..., out]
     """Multiply by a compressed matrix; a drop-in for ``torch.nn.functional.linear``.
 
-    Sums are float32, whatever the types of ``x`` and of the values; the result has the type of ``x``. There is a
-    gradient for ``x`` and for ``bias``, none for the values.
+    Sums are float32, whatever the types of ``x`` and of the values; the result has the type of ``x``, rounded once
+    (after torch's 2:4 product twice, if bias or activation follow). There is a gradient for ``x`` and for ``bias``,
+    none for the values.
 
     Parameters
     ----------
@@ -83,7 +84,6 @@ def spmm(
         library.check_float("spmm", bias=bias)
         library.check_shape("spmm", "bias", bias, weight.shape[:1])
     library.check_same_device("spmm", x, weight.values, bias)
-    weight = prepare(weight)
     fused = "none" if _wants_gradient(x, bias) else activation
     y: Tensor = _spmm(
         x,
@@ -124,32 +124,23 @@ def _direct(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: st
 def prepare(weight: SparseWeight) -> SparseWeight:
     """The same matrix in the arrangement that the kernel of its device wants; itself if it is in it already.
 
-    On a CPU that is "rows", on a GPU "tiles", which :func:`pyprune.ops.sparse_weight.restore` turns back into a stored
-    format; a dense matrix stays as it is, and on a GPU one of blocks whose sides are 16, 32, 64 or 128. A file never
-    holds an arrangement.
+    On a CPU that is "rows"; on a GPU "tiles", "semi" for 2:4 in 16 bits where torch can multiply by it, and blocks
+    whose sides are 16, 32, 64 or 128 as they are. :func:`pyprune.ops.sparse_weight.restore` turns an arrangement back
+    into a stored format. A dense matrix stays as it is. A file never holds an arrangement.
     """
     device = weight.device.type
-    if weight.format == "dense" or device not in ("cpu", "cuda") or weight.format == _ARRANGEMENTS[device]:
+    if weight.format == "dense" or device not in ("cpu", "cuda"):
         return weight
     backend = backends.choose("spmm", device).backend
     if backend == "cpp":
-        return _in_rows(weight)
-    return _for_triton(weight) if backend == "triton" else weight
+        return weight if weight.format == "rows" else _in_rows(weight)
+    return weight if backend == "reference" else spmm_gpu.arrange(weight, backend)
 
 
 def _in_rows(weight: SparseWeight) -> SparseWeight:
     rows = weight if weight.format in ("bitmask", "nm") else restore(weight)
     parts, geometry = sparse_rows.arrange(rows.mask(), rows.values.flatten())
     return SparseWeight(weight.shape, "rows", parts, weight.scale, geometry)
-
-
-def _for_triton(weight: SparseWeight) -> SparseWeight:
-    from pyprune.triton_kernels.spmm_blocks import SIDES  # imports triton, only where it is used
-
-    if weight.format in ("dense", "tiles") or (weight.format == "block" and set(weight.geometry) <= set(SIDES)):
-        return weight
-    parts, geometry = sparse_tiles.arrange(weight.mask(), restore(weight, "dense").values)
-    return SparseWeight(weight.shape, "tiles", parts, weight.scale, geometry)
 
 
 def _activate(y: Tensor, activation: str) -> Tensor:
@@ -189,14 +180,14 @@ def _spmm_cpp(
     if x.dtype == torch.float64:
         return spmm_reference(x, parts, scale, bias, format, out, geometry, activation)
     if format == "dense":
-        return _spmm_dense(x, parts, scale, bias, activation)
+        return _spmm_dense(x, parts[0], scale, bias, activation)
     named = dict(zip(PARTS[format], parts, strict=True))
     weight = SparseWeight((out, x.shape[-1]), format, named, scale, (geometry[0], geometry[1]))
     return _spmm_rows(x, prepare(weight), bias, activation)
 
 
-@backends.implements("spmm", "triton")
-def _spmm_triton(
+def _spmm_by(
+    backend: str,
     x: Tensor,
     parts: Sequence[Tensor],
     scale: Tensor | None,
@@ -208,32 +199,24 @@ def _spmm_triton(
 ) -> Tensor:
     if x.dtype == torch.float64:
         return spmm_reference(x, parts, scale, bias, format, out, geometry, activation)
-    if format == "dense":
-        return _spmm_dense(x, parts, scale, bias, activation)
-    from pyprune.triton_kernels.spmm import spmm_tiles  # imports triton, only where it is used
-    from pyprune.triton_kernels.spmm_blocks import spmm_blocks
-
     named = dict(zip(PARTS[format], parts, strict=True))
-    weight = _for_triton(SparseWeight((out, x.shape[-1]), format, named, scale, (geometry[0], geometry[1])))
+    given = SparseWeight((out, x.shape[-1]), format, named, scale, (geometry[0], geometry[1]))
+    weight = spmm_gpu.arrange(given, backend)
+    if weight.format == "dense":
+        return _spmm_dense(x, weight.values, scale, bias, activation)
+    if spmm_gpu.spread_wanted(x, weight, backend):
+        dtype = x.dtype if x.dtype == weight.dtype else torch.float32
+        spread = [weight.parts[name] for name in PARTS[weight.format]]
+        dense = _dense(spread, scale, weight.format, out, x.shape[-1], weight.geometry, dtype)
+        return _spmm_dense(x, dense, None, bias, activation)
     flat = library.flatten_tokens("spmm", "x", x)
-    y = x.new_empty(flat.shape[0], out)
-    bias = None if bias is None else bias.contiguous()
-    if weight.format == "tiles":
-        spmm_tiles(y, flat, weight.parts, scale, bias, activation)
-    else:
-        spmm_blocks(y, flat, _lines_of_blocks(weight), scale, bias, activation)
+    y = spmm_gpu.multiply(flat, weight, bias, ACTIVATIONS.index(activation), backend)
     return y.reshape(*x.shape[:-1], out)
 
 
-def _lines_of_blocks(weight: SparseWeight) -> dict[str, Tensor]:
-    """Kept blocks as the kernel walks over them: the column of each, and where each row of blocks begins."""
-    across = weight.shape[1] // weight.geometry[1]
-    chosen = unpack_bits(weight.parts["bits"], across)
-    # Sorted, not searched for: how many there are is known, and a GPU need not be waited for.
-    kept = chosen.logical_not().flatten().to(torch.uint8).argsort(stable=True)[: len(weight.values)]
-    starts = torch.nn.functional.pad(chosen.sum(1).cumsum(0), (1, 0))
-    columns = kept % max(1, across)
-    return {"values": weight.values, "columns": columns.to(torch.int32), "starts": starts.to(torch.int32)}
+backends.implements("spmm", "cuda")(functools.partial(_spmm_by, "cuda"))
+backends.implements("spmm", "triton")(functools.partial(_spmm_by, "triton"))
+backends.implements("spmm", "torch")(functools.partial(_spmm_by, "torch"))
 
 
 def _spmm_rows(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor:
@@ -259,16 +242,14 @@ def _spmm_rows(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation:
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _spmm_dense(
-    x: Tensor, parts: Sequence[Tensor], scale: Tensor | None, bias: Tensor | None, activation: str
-) -> Tensor:
+def _spmm_dense(x: Tensor, values: Tensor, scale: Tensor | None, bias: Tensor | None, activation: str) -> Tensor:
     # torch multiplies bfloat16 slower than float32 where the processor cannot.
-    native = x.dtype == parts[0].dtype and (
+    native = x.dtype == values.dtype and (
         x.is_cuda or (x.dtype == torch.bfloat16 and backends.instructions() == "avx512bf16")
     )
     dtype = x.dtype if native else torch.float32
-    shape = (parts[0].shape[0], parts[0].shape[1])
-    weight = to_dense("dense", {"values": parts[0]}, scale, shape, (1, 1), dtype)
+    shape = (values.shape[0], values.shape[1])
+    weight = to_dense("dense", {"values": values}, scale, shape, (1, 1), dtype)
     with library.exact_products():
         y = torch.nn.functional.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype))
     return _activate(y, activation).to(x.dtype)
@@ -284,12 +265,16 @@ def _dense(
     dtype: torch.dtype,
 ) -> Tensor:
     named = dict(zip(PARTS[format], parts, strict=True))
-    if format == "tiles" and parts[0].is_cuda and dtype != torch.float64:
+    if format == "tiles" and _spread_by_triton(parts[0], dtype):
         from pyprune.triton_kernels.spmm import spread_tiles  # imports triton, only where it is used
 
         dense: Tensor = spread_tiles(parts[0].new_empty(out, columns, dtype=dtype), named, scale)
         return dense
     return to_dense(format, named, scale, (out, columns), (geometry[0], geometry[1]), dtype)
+
+
+def _spread_by_triton(values: Tensor, dtype: torch.dtype) -> bool:
+    return values.is_cuda and dtype != torch.float64 and backends.unavailable("triton") is None
 
 
 def _fake(

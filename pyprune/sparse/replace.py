@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyprune import backends
 from pyprune.errors import InputError
 from pyprune.models import adapter_for, families
+from pyprune.ops.gpu_plan import KERNELS, faster_on_gpu
 from pyprune.ops.sparse_weight import STORED, VALUE_TYPES
+from pyprune.ops.spmm_gpu import arrangement_of
 from pyprune.ops.spmm_plan import faster
+from pyprune.sparse.detect import format_of
 from pyprune.sparse.linear import SparseLinear, compress_as
 from pyprune.sparse.saving import save_compressed, saves_by
+from pyprune.triton_kernels.device import arch_of
 
 FORMATS = ("auto", *STORED)
 
@@ -170,10 +175,29 @@ def _choose(
         return format, "asked for"
     out, columns = linear.weight.shape
     kept = int(mask.sum()) / max(mask.numel(), 1)
-    if linear.weight.is_cpu:
-        verdict = faster(out, columns, kept, dtype=_value_type(linear, dtype), tokens=tokens)
-        return ("auto" if verdict.format == "sparse" else None), f"{verdict.format} is faster at {tokens} tokens"
-    return None, f"dense is faster: there is no sparse kernel for {linear.weight.device.type} yet"
+    values, device = _value_type(linear, dtype), linear.weight.device.type
+    if device == "cuda":
+        found, reason = _on_gpu(linear.weight, mask, kept, values, tokens)
+    elif device == "cpu":
+        found = faster(out, columns, kept, dtype=values, tokens=tokens).format
+        reason = f"{found} is faster at {tokens} tokens"
+    else:
+        found, reason = "dense", f"there is no sparse kernel for {device}"
+    return ("auto" if found == "sparse" else None), reason
+
+
+def _on_gpu(weight: Tensor, mask: Tensor, kept: float, values: torch.dtype, tokens: int) -> tuple[str, str]:
+    """What is faster, "sparse" or "dense", and why."""
+    shape, arch = (weight.shape[0], weight.shape[1]), arch_of(weight.device)
+    backend = backends.choose("spmm", "cuda").backend
+    arrangement = arrangement_of(shape, values, *format_of(mask), arch, backend)
+    if arrangement != "semi" and backend not in KERNELS:
+        return "dense", f"there is no sparse kernel here: {backend} is what multiplies on this GPU"
+    wide = weight.dtype not in (torch.bfloat16, torch.float16)
+    found = faster_on_gpu(
+        *shape, kept, dtype=values, tokens=tokens, arch=arch, backend=backend, arrangement=arrangement, wide=wide
+    ).format
+    return found, f"{found} is faster at {tokens} tokens, by analysis"
 
 
 def _value_type(linear: nn.Linear, dtype: torch.dtype | None) -> torch.dtype:

@@ -8,6 +8,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,24 @@ class Emulated:
         if function is None:
             return getattr(self._extension, name)
         # All arguments fit a register of their own, whatever their type.
-        return lambda *arguments: function(*(ctypes.c_int64(int(argument)) for argument in arguments))
+        return lambda *arguments: function(*(ctypes.c_int64(int(argument)) for argument in _flat(arguments)))
 
     def obs_plan_cuda(self, kind: int, columns: int, stride: int, steps: int, keep: int, of: int) -> tuple[int, int]:
         return self.obs_blocks(kind, columns, stride, steps, keep, of), self.obs_workspace(stride, steps)
+
+
+def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    """What is in tuples comes one by one."""
+    for argument in arguments:
+        yield from argument if isinstance(argument, tuple) else (argument,)
 
 
 @pytest.fixture(scope="session")
 def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The row kernels for the host, without sanitizers."""
     target = tmp_path_factory.mktemp("emulated") / "kernels.so"
-    kernels = [str(CUDA / name) for name in ("masked_lstsq.cu", "obs.cu", "block_obs.cu")]
-    command = [compiler_or_skip(), "-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", *INCLUDES]
+    kernels = [str(CUDA / name) for name in ("masked_lstsq.cu", "obs.cu", "block_obs.cu", "spmm.cu")]
+    command = [compiler_or_skip(), "-std=c++20", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", *INCLUDES]
     sources = [*kernels, str(CASES / "exports.cpp")]
     done = subprocess.run([*command, "-x", "c++", *sources, "-o", str(target)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -75,7 +82,7 @@ def emulated(emulated_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> 
     choose = backends.choose
 
     def choose_cuda(op: str, device: str) -> backends.Choice:
-        function = backends._TABLE[op].get("cuda") if op in ("masked_lstsq", "obs", "block_obs") else None
+        function = backends._TABLE[op].get("cuda") if op in ("masked_lstsq", "obs", "block_obs", "spmm") else None
         return choose(op, device) if function is None else backends.Choice("cuda", function, ())
 
     monkeypatch.setattr(backends, "choose", choose_cuda)

@@ -15,7 +15,7 @@ import pytest
 from emulation import CASES, CUDA, INCLUDES, compiler_or_skip
 
 # Lines that a program prints: one for each case.
-LINES = {"gram": 15, "masked_lstsq": 11, "obs": 11, "block_obs": 8}
+LINES = {"gram": 15, "masked_lstsq": 11, "obs": 11, "block_obs": 8, "spmm": 14}
 
 
 def build(sanitizer: str, target: Path, op: str, source: Path) -> None:
@@ -53,7 +53,8 @@ def test_cases(op: str, sanitizer: str, tmp_path: Path) -> None:
 
 
 # What ends a panel of tokens; what parts the tiles below the diagonal from those that read them; what parts a step's
-# coefficients from their readers; what parts a block's trailing columns from the next one that scales them.
+# coefficients from their readers; what parts a block's trailing columns from the next one that scales them; what parts
+# values on their way to shared memory from the lanes that take them.
 BARRIERS = [
     ("gram", "gram.cu", "        __syncthreads();\n        buffer ^= 1;", "        buffer ^= 1;"),
     ("masked_lstsq", "masked_lstsq.cu", "        __syncthreads();\n        const int rest", "        const int rest"),
@@ -64,6 +65,12 @@ BARRIERS = [
         "        }\n        if (threadIdx.x == 0) {",
     ),
     ("obs", "obs_row.h", "        __syncthreads();\n        // Columns that close", "        // Columns that close"),
+    (
+        "spmm",
+        "spmm.cu",
+        "        __pipeline_wait_prior(1);\n        __syncwarp();",
+        "        __pipeline_wait_prior(1);",
+    ),
 ]
 
 

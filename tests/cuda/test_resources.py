@@ -56,6 +56,29 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "score_kernel<0>": Limit(registers=64, shared=0, threads=128, blocks=8),
         "score_kernel<1>": Limit(registers=64, shared=0, threads=128, blocks=8),
     },
+    # Dynamic shared memory comes on top: tests/ops/test_tile_products.py has what fits.
+    "spmm.cu": {
+        **{
+            f"spmm_kernel<OnTensorCores, {element}, {stored}, {groups}>": Limit(128, shared=0, threads=256, blocks=2)
+            for element in ("Bfloat16", "Half")
+            for stored in ("int8", "uint16")
+            for groups in (1, 2, 4)
+        },
+        **{
+            f"spmm_kernel<OnLanes, {element}, {stored}, {tokens}>": limit
+            for element, stored in (
+                ("float", "float"),
+                ("float", "int8"),
+                ("Bfloat16", "uint16"),
+                ("Half", "uint16"),
+            )
+            for tokens, limit in (
+                (2, Limit(registers=64, shared=0, threads=256, blocks=4)),
+                (8, Limit(registers=104, shared=0, threads=256, blocks=2)),
+            )
+        },
+        "finish_kernel": Limit(registers=32, shared=0, threads=256, blocks=8),
+    },
     "device_info.cu": {"probe": Limit(registers=16, shared=0, threads=1, blocks=1)},
 }
 
@@ -69,6 +92,9 @@ class Usage:
     spill_loads: int
 
 
+BUILT_IN = {"f": "float", "d": "double", "a": "int8", "t": "uint16"}
+
+
 def find_nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME")
     beside = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None
@@ -76,18 +102,26 @@ def find_nvcc() -> str | None:
 
 
 def demangle(name: str) -> str:
-    """`gram_kernel<float, 64, 8, 4>` from the mangled name of one of our own kernels."""
+    """`gram_kernel<float, 64, 8, 4>` from the mangled name of one of our own kernels; nested types come flat."""
     match = re.search(r"(?:\d+_GLOBAL__N_.*?)(\d+)([a-z_]+?)(I.*?E)?Ev?[vPN]", name)
     assert match is not None, name
-    stem, arguments = match[2], match[3]
-    if arguments is None:
+    stem, rest = match[2], match[3]
+    if rest is None:
         return stem
-    element = re.match(r"I(f|d|13__nv_bfloat16|6__half|\w+?)[LE]", arguments)
-    assert element is not None, name
-    plain = {"f": "float", "d": "double"}.get(element[1], element[1].lstrip("0123456789"))
-    types = [] if element[1].startswith("L") else [plain]  # numbers only
-    numbers = re.findall(r"L[ib](\d+)", arguments)
-    return f"{stem}<{', '.join([*types, *numbers])}>"
+    words = []
+    while rest:
+        if found := re.match(r"\d+", rest):  # a name after its length
+            begin = len(found[0])
+            end = begin + int(found[0])
+            words.append(rest[begin:end])
+        elif found := re.match(r"L[ib](\d+)E", rest):
+            words.append(found[1])
+            end = len(found[0])
+        else:  # a built-in type, the name of a room, or punctuation
+            words += [BUILT_IN[rest[0]]] if rest[0] in BUILT_IN else []
+            end = len(re.match(r"S\d*_|.", rest)[0])  # type: ignore[index]
+        rest = rest[end:]
+    return f"{stem}<{', '.join(words)}>"
 
 
 @cache

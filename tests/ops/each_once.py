@@ -10,7 +10,7 @@ import os
 import sys
 
 import torch
-from samples import OPS, samples  # beside this file
+from samples import OPS, copied, samples  # beside this file
 
 from pyprune import backends
 
@@ -22,7 +22,7 @@ def main(backend: str, columns: int) -> None:
     ran = []
     for op in (op for op in OPS if backend in backends.implementations(op)):
         arguments = samples(generator, columns, rows=6)[op]
-        getattr(torch.ops.pyprune, op).default(*(a.cuda() if isinstance(a, torch.Tensor) else a for a in arguments))
+        getattr(torch.ops.pyprune, op).default(*copied(arguments, "cuda"))
         ran.append(op)
     torch.cuda.synchronize()
     print(" ".join(ran))

@@ -61,4 +61,15 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
     }
 
 
+def copied(arguments: tuple[Any, ...], device: str) -> tuple[Any, ...]:
+    """Copies on a device of the tensors among them, also of those in lists."""
+
+    def one(argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [one(item) for item in argument]
+        return argument.to(device, copy=True) if isinstance(argument, torch.Tensor) else argument
+
+    return tuple(one(argument) for argument in arguments)
+
+
 OPS = tuple(samples(torch.Generator()))

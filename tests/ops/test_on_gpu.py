@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import OPS, samples
+from samples import OPS, copied, samples
 from tolerances import SWEEP_SINGLE, relative
 from torch import Tensor
 
@@ -47,11 +47,6 @@ def call(op: str, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def on_gpu(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copies of the tensors among them."""
-    return tuple(a.to("cuda", copy=True) if isinstance(a, Tensor) else a for a in arguments)
-
-
 def assert_close(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
     for one, other in zip(got, wanted, strict=True):
         if one.dtype.is_floating_point:
@@ -63,21 +58,21 @@ def assert_close(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize("columns", [8, 132, 516])
 def test_against_the_reference(way, columns, generator, monkeypatch):
     arguments = samples(generator, columns, rows=6)[way[0]]
-    got = call(way[0], on_gpu(arguments))
+    got = call(way[0], copied(arguments, "cuda"))
     monkeypatch.setenv(backends.FORCE, "reference")
-    assert_close(got, call(way[0], tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments)))
+    assert_close(got, call(way[0], copied(arguments, "cpu")))
 
 
 def test_same_bits_every_time(way, generator):
     arguments = samples(generator, 132, rows=6)[way[0]]
-    first, second = (call(way[0], on_gpu(arguments)) for _ in range(2))
+    first, second = (call(way[0], copied(arguments, "cuda")) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_runs_on_the_current_stream(way, generator):
     """What an op reads is written late on a stream of its own: on another stream it would come too early."""
-    ready = on_gpu(samples(generator, 132, rows=6)[way[0]])
-    wanted = [tensor.cpu() for tensor in call(way[0], on_gpu(ready))]  # compiles, too
+    ready = copied(samples(generator, 132, rows=6)[way[0]], "cuda")
+    wanted = [tensor.cpu() for tensor in call(way[0], copied(ready, "cuda"))]  # compiles, too
     late = tuple(torch.ones_like(a) if isinstance(a, Tensor) else a for a in ready)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
@@ -92,7 +87,7 @@ def test_runs_on_the_current_stream(way, generator):
 
 
 def test_no_leak(way, generator):
-    arguments = on_gpu(samples(generator, 8)[way[0]])
+    arguments = copied(samples(generator, 8)[way[0]], "cuda")
     call(way[0], arguments)
     torch.cuda.synchronize()
     before, outside = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]

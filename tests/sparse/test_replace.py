@@ -11,6 +11,7 @@ from small import logits, pruned
 from torch import nn
 
 import pyprune
+from pyprune.backends import Choice
 from pyprune.errors import InputError
 from pyprune.ops.spmm_plan import Verdict
 from pyprune.sparse import SparseLinear, replace
@@ -53,6 +54,56 @@ def test_the_plan_decides(kept: float, tokens: int, format: str | None, generato
     (choice,) = pyprune.sparsify(nn.Sequential(linear), masks={"0": mask}, tokens=tokens).pyprune_sparse
     assert choice.format == format
     assert choice.reason == f"{'dense' if format is None else 'sparse'} is faster at {tokens} tokens"
+
+
+@pytest.mark.parametrize(
+    ("kernels", "kept", "tokens", "dtype", "wanted", "words"),
+    [
+        ("cuda", 0.1, 1, torch.bfloat16, "sparse", "sparse is faster at 1 tokens, by analysis"),
+        ("cuda", 0.9, 1, torch.bfloat16, "dense", "dense is faster at 1 tokens, by analysis"),
+        ("cuda", 0.1, 1024, torch.bfloat16, "dense", "dense is faster at 1024 tokens, by analysis"),
+        ("cuda", 0.1, 1, torch.float32, "sparse", "sparse is faster at 1 tokens, by analysis"),
+        ("triton", 0.1, 1, torch.bfloat16, "dense", "dense is faster at 1 tokens, by analysis"),
+        ("torch", 0.1, 1, torch.bfloat16, "dense", "no sparse kernel here: torch"),
+        ("torch", "2:4", 4096, torch.bfloat16, "sparse", "sparse is faster at 4096 tokens"),
+        ("torch", "2:4", 4096, torch.float32, "dense", "no sparse kernel here: torch"),
+        ("triton", "blocks", 128, torch.bfloat16, "sparse", "sparse is faster at 128 tokens"),
+    ],
+)
+def test_the_plan_of_a_gpu_decides(
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: str,
+    kept: float | str,
+    tokens: int,
+    dtype: torch.dtype,
+    wanted: str,
+    words: str,
+    generator: torch.Generator,
+) -> None:
+    monkeypatch.setattr(replace, "arch_of", lambda device: 90)
+    monkeypatch.setattr(replace.backends, "choose", lambda op, device: Choice(kernels, len, ()))
+    if kept == "2:4":
+        halves = torch.rand(64, 16, 4, generator=generator).argsort(-1) < 2
+        mask, kept = halves.reshape(64, 64).repeat(64, 64), 0.5
+    elif kept == "blocks":
+        mask = (torch.rand(128, 128, generator=generator) < 0.1).repeat_interleave(32, 0).repeat_interleave(32, 1)
+        kept = 0.1
+    else:
+        mask = torch.rand(4096, 4096, generator=generator) < kept
+    found, reason = replace._on_gpu(mask.to(dtype), mask, float(kept), dtype, tokens)
+    assert found == wanted
+    assert words in reason
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_it_gives_the_same_logits() -> None:
+    result = pruned("bert", "classification")
+    model = pyprune.sparsify(result.model.cuda(), masks=result.masks, tokens=1)
+    assert all("analysis" in choice.reason or "zeros" in choice.reason for choice in model.pyprune_sparse)
+    forced = pyprune.sparsify(result.model, "bitmask", masks=result.masks)
+    assert all(choice.format in ("bitmask", None) for choice in forced.pyprune_sparse)
+    torch.testing.assert_close(logits(forced), logits(result.model), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("half")

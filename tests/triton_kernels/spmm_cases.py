@@ -15,7 +15,8 @@ from torch import Tensor
 from pyprune import backends
 from pyprune.ops import sparse_tiles
 from pyprune.ops.sparse_weight import SparseWeight, compress, restore
-from pyprune.ops.spmm import PARTS, _lines_of_blocks
+from pyprune.ops.spmm import PARTS
+from pyprune.ops.spmm_gpu import lines_of_blocks
 from pyprune.triton_kernels.spmm import Cut, spmm_tiles, spread_tiles
 from pyprune.triton_kernels.spmm_blocks import BlockCut, spmm_blocks
 
@@ -51,7 +52,7 @@ def guarded(tensor: Tensor) -> Tensor:
 def arranged(weight: SparseWeight) -> dict[str, Tensor]:
     """As the kernel takes it."""
     if weight.format == "block":
-        return {name: guarded(part) for name, part in _lines_of_blocks(weight).items()}
+        return {name: guarded(part) for name, part in lines_of_blocks(weight).items()}
     parts, _ = sparse_tiles.arrange(weight.mask(), restore(weight, "dense").values)
     # Cells begin at 16 bytes, which guards of 512 elements keep.
     return {name: guarded(part) for name, part in parts.items()}
@@ -205,7 +206,7 @@ def findings(device: str) -> dict[str, Any]:
     }
     y, x = torch.zeros(2, 19, device=device), torch.zeros(2, 70, device=device)
     parts, bias = dict(tiles_parts), torch.zeros(19, device=device)
-    yb, xb, blocks = torch.zeros(2, 32, device=device), torch.zeros(2, 48, device=device), _lines_of_blocks(tall)
+    yb, xb, blocks = torch.zeros(2, 32, device=device), torch.zeros(2, 48, device=device), lines_of_blocks(tall)
     return {
         "cases": {**tile_cases(device), **block_cases(device), **through},
         "refusals": refused(
@@ -226,7 +227,7 @@ def findings(device: str) -> dict[str, Any]:
                 "spread into float64": lambda: spread_tiles(torch.zeros(19, 70, device=device).double(), parts),
                 "spread apart": lambda: spread_tiles(torch.zeros(70, 19, device=device).T, parts),
                 "spread another matrix": lambda: spread_tiles(torch.zeros(19, 64, device=device), parts),
-                "blocks too small": lambda: spmm_blocks(yb, xb, _lines_of_blocks(small)),
+                "blocks too small": lambda: spmm_blocks(yb, xb, lines_of_blocks(small)),
                 "blocks that do not divide": lambda: spmm_blocks(yb[:, :24].contiguous(), xb, blocks),
                 "blocks that do not divide x": lambda: spmm_blocks(yb, xb[:, :40].contiguous(), blocks),
                 "blocks, starts too short": lambda: spmm_blocks(yb, xb, {**blocks, "starts": blocks["starts"][1:]}),

@@ -14,7 +14,7 @@ from costs import Cost
 
 from pyprune import backends, ops
 from pyprune.ops.sparse_weight import compress
-from pyprune.ops.spmm import _for_triton
+from pyprune.ops.spmm_gpu import BLOCK_SIDES, arrange
 from pyprune.triton_kernels import spmm, spmm_blocks
 from pyprune.triton_kernels.spmm import STRIPS, UNIT, Cut, spmm_cut
 from pyprune.triton_kernels.spmm_blocks import SIDES, BlockCut, block_cut
@@ -179,12 +179,13 @@ def test_parts_divide_blocks_and_float32_stays_below_64_rows(height: int) -> Non
 )
 def test_arrangement(format: str, geometry: tuple[int, int], wanted: str) -> None:
     weight = compress(torch.ones(32, 64), format=format, geometry=geometry)
-    arranged = _for_triton(weight)
+    arranged = arrange(weight, "triton")
+    assert BLOCK_SIDES == SIDES
     assert arranged.format == wanted
-    assert _for_triton(arranged) is arranged
+    assert arrange(arranged, "triton") is arranged
     assert torch.equal(arranged.to_dense(), weight.to_dense())
 
 
 def test_prepare_asks_which_backend_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "choose", lambda op, device: backends.Choice("triton", _for_triton, ()))
+    monkeypatch.setattr(backends, "choose", lambda op, device: backends.Choice("triton", arrange, ()))
     assert ops.prepare(compress(torch.ones(3, 5))).format == "tiles"

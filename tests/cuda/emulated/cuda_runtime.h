@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -27,6 +28,14 @@
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
+
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+using std::min;
 
 struct dim3 {
     unsigned x, y, z;
@@ -83,6 +92,37 @@ EMULATED_UNSEEN Value from_lane(Value value, unsigned lane) {
     });
 }
 
+/// All 32 values of an exchange.
+template <typename Value>
+EMULATED_UNSEEN std::array<Value, kWarp> from_all(Value value) {
+    return exchange(value, [](const std::uint64_t* values) EMULATED_UNSEEN {
+        std::array<Value, kWarp> all;
+        for (unsigned lane = 0; lane < kWarp; ++lane) {
+            __builtin_memcpy(&all[lane], values + lane, sizeof(Value));
+        }
+        return all;
+    });
+}
+
+/// What csrc/cuda/tensor_core.h says of `multiply_add`.
+template <typename Element>
+void multiply_add(float (&sum)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+    const std::array<std::uint32_t, kWarp> left[4] = {from_all(a[0]), from_all(a[1]), from_all(a[2]), from_all(a[3])};
+    const std::array<std::uint32_t, kWarp> right[2] = {from_all(b0), from_all(b1)};
+    const auto half_of = [](std::uint32_t pair, unsigned which) {
+        return Element::to_float(static_cast<std::uint16_t>(pair >> (16 * which)));
+    };
+    const unsigned lane = team->index() % kWarp;
+    for (unsigned index = 0; index < 4; ++index) {
+        const unsigned row = lane / 4 + 8 * (index / 2), column = 2 * (lane % 4) + index % 2;
+        for (unsigned k = 0; k < 16; ++k) {
+            const unsigned place = k % 8 / 2;
+            const float x = half_of(left[row / 8 + 2 * (k / 8)][4 * (row % 8) + place], k % 2);
+            sum[index] = std::fma(x, half_of(right[k / 8][4 * column + place], k % 2), sum[index]);
+        }
+    }
+}
+
 inline void whole_warp(unsigned mask) {
     if (mask != 0xffffffffu) {
         std::fputs("a warp intrinsic without all lanes\n", stderr);
@@ -94,6 +134,7 @@ inline void whole_warp(unsigned mask) {
 
 #define threadIdx (::emulated::thread_index())
 #define PYPRUNE_DYNAMIC_SHARED ::emulated::dynamic_shared()
+#define PYPRUNE_TENSOR_CORE ::emulated::multiply_add
 
 inline void __syncthreads() {
     emulated::block_barrier->wait(true);
@@ -121,6 +162,12 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
         }
         return votes;
     });
+}
+template <typename Value>
+Value __shfl_up_sync(unsigned mask, Value value, unsigned reach) {
+    emulated::whole_warp(mask);
+    const unsigned lane = threadIdx.x % emulated::kWarp;
+    return emulated::from_lane(value, lane < reach ? lane : lane - reach);
 }
 inline int __popc(unsigned bits) {
     return __builtin_popcount(bits);

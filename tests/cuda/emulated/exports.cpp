@@ -4,6 +4,7 @@
 #include "../../../csrc/cuda/block_obs.h"
 #include "../../../csrc/cuda/masked_lstsq.h"
 #include "../../../csrc/cuda/obs.h"
+#include "../../../csrc/cuda/spmm.h"
 #include "cuda_runtime.h"
 
 using namespace pyprune;
@@ -65,5 +66,16 @@ void block_obs_cuda(double* weight, std::int64_t* order, double* loss, std::int6
                     void* stream) {
     cuda::block_obs(weight, order, loss, state, chain, diagonal, workspace, base, base_stride, floor, count,
                     {groups, height, width, blocks, steps}, first, last, stream);
+}
+
+void spmm_cuda(void* y, int y_type, const void* x, int x_type, std::int64_t tokens, std::int64_t stride,
+               std::int64_t rows, std::int64_t columns, const std::uint32_t* bits, const std::int32_t* starts,
+               const void* values, int type, std::int64_t, std::int64_t largest, const float* scale, const void* bias,
+               int bias_type, int activation, std::int64_t block, std::int64_t warps, std::int64_t splits, float* parts,
+               void* stream) {
+    cuda::spmm(y, static_cast<ElementType>(y_type), x, static_cast<ElementType>(x_type), tokens, stride,
+               {rows, columns, bits, starts, values, static_cast<ValueType>(type), largest},
+               {scale, bias, static_cast<ElementType>(bias_type), static_cast<Activation>(activation)},
+               {block, warps, splits}, parts, stream);
 }
 }
