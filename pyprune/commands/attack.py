@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from pyprune import tasks
     from pyprune.attack.resources import Resources
+    from pyprune.attack.run import write_summary
     from pyprune.progress import for_terminal
 
     examples = tasks.load_texts(
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.against is not None:
             document |= _against(arguments, first, examples, resources, progress)
     if arguments.output is not None:
-        _save(arguments.output, document)
+        write_summary(arguments.output, common.jsonable(document))
     if arguments.json:
         common.print_json(document)
     else:
@@ -182,17 +182,6 @@ def _against(arguments: argparse.Namespace, first: Any, examples: Any, resources
         second = _attack(arguments, arguments.against, examples, resources, progress, _AGAINST)
         records, summary = list(second.records), second.to_dict()
     return {"against": summary, "comparison": attack.compare(records, first.records)}
-
-
-def _save(folder: Path, document: dict[str, Any]) -> None:
-    from pyprune.files import write_atomically, write_error
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(error, folder, "the summary") from error
-    text = json.dumps(common.jsonable(document), indent=1, ensure_ascii=False)
-    write_atomically(folder / "attack.json", text.encode() + b"\n", "the summary")
 
 
 def _text(document: dict[str, Any]) -> str:
