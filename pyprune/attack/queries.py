@@ -127,7 +127,7 @@ def mean_of_tokens(output: Any, mask: Tensor) -> Tensor:
     states: Tensor = output.last_hidden_state
     counts = mask.sum(dim=1)
     means = states.new_zeros(states.shape[0], states.shape[2])
-    for count in counts.unique().tolist():
+    for count in sorted(set(counts.tolist())):
         rows = counts == count
         means[rows] = states[rows, :count].mean(dim=1) if count else 0.0
     return means
