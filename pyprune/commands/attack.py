@@ -9,7 +9,7 @@ from typing import Any
 
 from pyprune.commands import common
 
-_RECIPES = ("textfooler", "textbugger", "pwws", "deepwordbug", "bert-attack", "bae")
+RECIPES = ("textfooler", "textbugger", "pwws", "deepwordbug", "bert-attack", "bae")
 _AGAINST = "against.jsonl"
 
 _EPILOG = """\
@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
         "--seed", type=common.seed, default=0, metavar="N", help="of that draw and the attack (default 0)"
     )
     how = parser.add_argument_group("attack")
-    how.add_argument("--recipe", choices=_RECIPES, default="textfooler", help="default textfooler")
+    how.add_argument("--recipe", choices=RECIPES, default="textfooler", help="default textfooler")
     how.add_argument(
         "--against", metavar="MODEL", help="attack this model too, or compare with an earlier run's attack.jsonl"
     )
@@ -71,7 +71,16 @@ def add(commands: Any) -> None:
         help="rows whose queries share batches (default 32)",
     )
     how.add_argument("--workers", type=common.positive, default=1, metavar="N", help="processes (default 1)")
-    files = parser.add_argument_group("resources")
+    add_resources(parser.add_argument_group("resources"))
+    out = parser.add_argument_group("output")
+    out.add_argument("--output", metavar="DIR", type=Path, help="folder for attack.jsonl and attack.json")
+    out.add_argument("--resume", action="store_true", help="go on with the records in that folder")
+    common.add_general(parser)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def add_resources(files: Any) -> None:
+    """Flags for what a recipe needs, which :func:`resources_of` reads."""
     files.add_argument("--resources", metavar="DIR", help="folder with all of them; those below come first")
     files.add_argument("--nltk-data", metavar="DIR", help="folder with corpora and taggers of NLTK")
     files.add_argument(
@@ -80,11 +89,20 @@ def add(commands: Any) -> None:
     files.add_argument("--encoder", metavar="DIR", help="a sentence encoder (all recipes but pwws and deepwordbug)")
     files.add_argument("--masked-lm", metavar="DIR", help="a masked language model (bert-attack, bae)")
     files.add_argument("--download", action="store_true", help="fetch what is missing; without it nothing is")
-    out = parser.add_argument_group("output")
-    out.add_argument("--output", metavar="DIR", type=Path, help="folder for attack.jsonl and attack.json")
-    out.add_argument("--resume", action="store_true", help="go on with the records in that folder")
-    common.add_general(parser)
-    parser.set_defaults(run=run, parser=parser)
+
+
+def resources_of(arguments: argparse.Namespace) -> Any:
+    """What these flags name."""
+    from pyprune.attack.resources import Resources
+
+    return Resources.of(
+        arguments.resources,
+        download=arguments.download,
+        nltk_data=arguments.nltk_data,
+        synonyms=arguments.synonyms,
+        encoder=arguments.encoder,
+        masked_lm=arguments.masked_lm,
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -100,7 +118,6 @@ def run(arguments: argparse.Namespace) -> int:
         common.writable_parent(arguments.output / "attack.json")
 
     from pyprune import tasks
-    from pyprune.attack.resources import Resources
     from pyprune.attack.run import write_summary
     from pyprune.progress import for_terminal
 
@@ -115,14 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         task=tasks.find_task(arguments.task) if arguments.task else None,
         purpose="evaluation",
     )
-    resources = Resources.of(
-        arguments.resources,
-        download=arguments.download,
-        nltk_data=arguments.nltk_data,
-        synonyms=arguments.synonyms,
-        encoder=arguments.encoder,
-        masked_lm=arguments.masked_lm,
-    )
+    resources = resources_of(arguments)
     with for_terminal(quiet=arguments.quiet) as progress:
         for note in examples.notes:
             progress.note(note)
