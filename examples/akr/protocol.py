@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -165,6 +166,7 @@ class Run:
         folder = self.options.output / name
         if not (folder / "pyprune.json").is_file():
             text = tasks.load_texts(self.options.train)
+            journal = self.options.output / f"{name}.journal"
             result = pyprune.prune(
                 open_model(start),
                 text,
@@ -174,11 +176,12 @@ class Run:
                 samples=self.options.samples,
                 max_length=self.options.max_length,
                 seed=self.options.seed,
-                journal=self.options.output / f"{name}.journal",
+                journal=journal,
                 resume=True,
                 progress=self.progress,
             )
             result.save(folder)
+            shutil.rmtree(journal)
         return str(folder)
 
     def attacked(self, name: str, model: str) -> dict[str, Any]:

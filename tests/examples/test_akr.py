@@ -65,6 +65,7 @@ def test_every_step_once(
         protocol("--sparsities", "0.5", attacker=Breaking)
     assert protocol("--sparsities", "0.5", "--methods", "akr", "magnitude") == 0
     out = tmp_path / "out"
+    assert not list(out.glob("*.journal"))
     names = ["fine-tuned", "averaged", "akr-50", "magnitude-50"]
     found = {name: json.loads((out / name / "attack.json").read_text(encoding="utf-8")) for name in names}
     assert len({summary["attack"] for summary in found.values()}) == 1, "not attacked alike"
