@@ -147,6 +147,9 @@ def _robustness_words(models: Sequence[Model]) -> Iterable[str]:
             "Accuracy = (succeeded + failed attacks) / rows, Aua = failed attacks / rows, Asr = succeeded / "
             "(succeeded + failed) = 1 − Aua / accuracy; rows that the model gets wrong unattacked are skipped."
         )
+        told = {_resources(model) for model in models} - {NONE}
+        if len(told) == 1:
+            yield f"What the attack used: {told.pop()}."
     elif any(model.judged for model in models):
         yield "No folder holds an attack (attack.json), so nothing is said of robustness."
 
@@ -168,14 +171,15 @@ def _robustness(models: Sequence[Model]) -> Iterable[Table]:
             ("model", "accuracy", "change", "rows", "data"),
             rows,
         )
-    attacks = [(model.name, model.attack) for model in models if model.attack is not None]
+    attacks = [(model, model.attack) for model in models if model.attack is not None]
+    differ = len({_resources(model) for model in models} - {NONE}) > 1
     if attacks:
         yield _dropping(
             "Under attack, with 95 % intervals; queries and changed words as means of the attacked rows",
             ("model", "recipe", "accuracy", "Aua", "Asr", "queries", "words changed", "rows", "skipped", "resources"),
             [
                 (
-                    name,
+                    model.name,
                     attack.recipe or NONE,
                     share(attack.accuracy),
                     share(attack.aua),
@@ -184,11 +188,16 @@ def _robustness(models: Sequence[Model]) -> Iterable[Table]:
                     percent(attack.words_changed, 1),
                     _count(attack.total),
                     _count(attack.skipped),
-                    "; ".join(f"{key}: {text}" for key, text in attack.resources.items()) or NONE,
+                    _resources(model) if differ else NONE,
                 )
-                for name, attack in attacks
+                for model, attack in attacks
             ],
         )
+
+
+def _resources(model: Model) -> str:
+    found = {} if model.attack is None else model.attack.resources
+    return "; ".join(f"{key}: {text}" for key, text in found.items()) or NONE
 
 
 def _count(value: int | None) -> str:

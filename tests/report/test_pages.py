@@ -111,12 +111,14 @@ def test_a_whole_page(made: Path, attacked: Folder, tmp_path: Path) -> None:
         "20.00 % (13.3 to 28.9)",
         "4.00 ×",
         "textfooler",
-        "synonyms: stand-in",
         model.data["calibration, sha256"],
     ):
         assert any(text in cell for cell in cells), text
         assert text in markdown
     assert "four times as fast" in html
+    used = "What the attack used: synonyms: stand-in, a list, sha256 efefefefefef."
+    assert used in html
+    assert used in markdown
     # the same tables in both
     assert len(re.findall(r"^\| -", markdown, re.MULTILINE)) == len(page.all("table"))
     for line in markdown.splitlines():
@@ -137,6 +139,15 @@ def test_robustness_without_evaluations(made: Path, copied: Folder, attacked: Fo
     (said,) = re.findall(r"<desc[^>]*>([^<]*at 0 % zeros[^<]*)</desc>", html)
     assert "accuracy: dense at 0 % zeros 80.0 %, akr at 75 % zeros 50.0 %" in said
     assert "accuracy under attack: dense at 0 % zeros 20.0 %, akr at 75 % zeros 12.5 %" in said
+
+
+def test_resources_that_differ(attacked: Folder) -> None:
+    """Each attack then has its own in the table."""
+    _, markdown = write(attacked(), attacked("other", resources=[{"name": "synonyms", "kind": "original"}]))
+    assert "What the attack used" not in markdown
+    assert re.search(r"^\| attacked \|.* synonyms: stand-in, a list, sha256 efefefefefef \|$", markdown, re.MULTILINE)
+    assert re.search(r"^\| other \|.* synonyms: original \|$", markdown, re.MULTILINE)
+    assert "The attacks differ in their resources" in markdown
 
 
 def test_no_text_is_markup(copied: Folder, attacked: Folder, tmp_path: Path) -> None:
