@@ -89,6 +89,24 @@ def test_bench_my_kernel(tmp_path: Path) -> None:
     assert len(re.findall(r"^skip-columns, float32, unstructured, \d\d % zeros: ", text, re.MULTILINE)) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "model", "numbers"),
+    [
+        ("akr_sst2.py", "textattack/bert-base-uncased-SST-2", "| akr-50 | 88.31 | 43.1 | 51.2 |"),
+        ("akr_agnews.py", "textattack/bert-base-uncased-ag-news", "| akr-50 | 93.4 | 48.5 | 48.1 |"),
+        ("akr_imdb.py", "textattack/bert-base-uncased-imdb", "| akr-50 | 94.2 | 53.2 | 43.6 |"),
+    ],
+)
+def test_akr(name: str, model: str, numbers: str, tmp_path: Path) -> None:
+    """The plan alone: tests/examples/test_akr.py runs the steps."""
+    text = run(name, "--plan", folder=tmp_path)
+    assert "prune    akr at 87.5 %, calibrated on 2560 texts of " in text
+    assert "attack   fine-tuned, akr-30, akr-50, akr-87.5: textfooler on " in text
+    assert model in text
+    assert numbers in text
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_help_and_a_test(path: Path, tmp_path: Path) -> None:
     assert path.name in run(path.name, "--help", folder=tmp_path)

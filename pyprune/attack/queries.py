@@ -20,6 +20,8 @@ Text = str | tuple[str, ...]
 
 # Tokens of one forward pass, padding included.
 _TOKENS = 4096
+# Bytes of rows kept from one group of examples to the next.
+_KEPT_BYTES = 2**28
 
 
 class TextModel:
@@ -43,22 +45,30 @@ class TextModel:
         max_length: int | None = None,
     ) -> None:
         self.model = inference_form(model)
+        # A packed encoder gives a text the same bits whatever else is in the batch, so that it does not matter when it
+        # was asked. Elsewhere rounding depends on the batch, and outcomes may depend on their own group alone.
+        self._keeps = self.model is not model
         self.tokenizer = tokenizer
         self.max_length = longest_input(model, tokenizer, max_length)
         self._read = read
         self._device = next(self.model.parameters()).device
         self._accepted = set(inspect.signature(model.forward).parameters)
         self._kept: dict[Text, Tensor] = {}
+        self._bytes = 0
 
-    def forget(self) -> None:
-        """Drop what is known of texts."""
-        self._kept.clear()
+    def begin_group(self) -> None:
+        """Drop what is known of texts where it would change answers, or is too much to keep."""
+        if not self._keeps or self._bytes > _KEPT_BYTES:
+            self._kept.clear()
+            self._bytes = 0
 
     def __call__(self, texts: Sequence[Text]) -> list[Tensor]:
         """One row (on the CPU) for each text; a text that was asked before is not asked again."""
         new = [text for text in dict.fromkeys(texts) if text not in self._kept]
         if new:
-            self._kept.update(zip(new, self._rows(new), strict=True))
+            rows = self._rows(new)
+            self._kept.update(zip(new, rows, strict=True))
+            self._bytes += sum(row.nbytes for row in rows)
         return [self._kept[text] for text in texts]
 
     def _rows(self, texts: list[Text]) -> list[Tensor]:
@@ -110,10 +120,17 @@ def logits(output: Any, mask: Tensor) -> Tensor:
 
 
 def mean_of_tokens(output: Any, mask: Tensor) -> Tensor:
-    """What a sentence encoder is read by: the mean of its last states over real tokens."""
-    keep = mask.unsqueeze(-1).float()
+    """What a sentence encoder is read by: the mean of its last states over real tokens, which come first.
+
+    Sums are of real tokens alone: with padding their rounding would depend on the longest text of the batch.
+    """
     states: Tensor = output.last_hidden_state
-    return (states * keep).sum(dim=1) / keep.sum(dim=1).clamp(min=1.0)
+    counts = mask.sum(dim=1)
+    means = states.new_zeros(states.shape[0], states.shape[2])
+    for count in sorted(set(counts.tolist())):
+        rows = counts == count
+        means[rows] = states[rows, :count].mean(dim=1) if count else 0.0
+    return means
 
 
 def inference_form(model: Any) -> Any:

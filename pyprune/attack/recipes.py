@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -40,6 +41,8 @@ RECIPES = {
 }
 _VECTORS = "counter-fitted vectors (Mrkšić et al. 2016)"
 _ENCODER = "Universal Sentence Encoder (Cer et al. 2018)"
+# Sentence encoders by the hash of their files and the number of threads.
+_ENCODERS: WeakKeyDictionary[Resources, dict[tuple[str, int], TextModel]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class Attacker:
         """
         for channel in self._channels.values():
             if isinstance(channel, TextModel):
-                channel.forget()
+                channel.begin_group()
         attacks = [functools.partial(self._attack, text, truth) for text, truth in zip(texts, gold, strict=True)]
         return self._lockstep.run(attacks, seeds)
 
@@ -217,9 +220,10 @@ class Attacker:
         path = resources.encoder
         has_hub = importlib.util.find_spec("tensorflow_hub") is not None
         if path is not None and (path / "config.json").is_file():
-            self._channels["encoder"] = _sentence_encoder(path)
+            sha256 = sha256_of(path)
+            self._channels["encoder"] = _shared_encoder(resources, path, sha256)
             what = f"mean of the last states of a {_type_of(path)} in the place of the {_ENCODER}"
-            self.resources.append(statement("encoder", "stand-in", what, path, sha256_of(path)))
+            self.resources.append(statement("encoder", "stand-in", what, path, sha256))
         elif path is not None or (resources.download and has_hub):
             if not has_hub:
                 raise InputError(
@@ -261,6 +265,15 @@ class Attacker:
                 max_length=min(512, longest_input(model, tokenizer, None)),
             )
         }
+
+
+def _shared_encoder(resources: Resources, path: Path, sha256: str) -> TextModel:
+    """The encoder of `resources`, which keeps its encodings as long as they live: other models meet many of them."""
+    encoders = _ENCODERS.setdefault(resources, {})
+    key = (sha256, torch.get_num_threads())  # threads may divide sums otherwise
+    if key not in encoders:
+        encoders[key] = _sentence_encoder(path)
+    return encoders[key]
 
 
 def _sentence_encoder(path: Path) -> TextModel:

@@ -48,6 +48,7 @@ from pyprune.attack.resources import Resources
 from pyprune.attack.statistics import summarise
 from pyprune.attack.workers import Group, Outcomes, attack_groups, attack_in_processes
 from pyprune.errors import InputError
+from pyprune.files import write_atomically, write_error
 from pyprune.methods.journal import model_sha256
 from pyprune.tasks.evaluate import classes_of, longest_input
 from pyprune.tasks.labels import gold_classes
@@ -85,6 +86,10 @@ class AttackResult:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able summary, without the records."""
         return dict(json.loads(json.dumps(self.summary)))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the summary to ``attack.json`` in `folder`, where ``pyprune report`` looks for it; returns the file."""
+        return write_summary(folder, self.to_dict())
 
     def describe(self) -> str:
         """``"Acc 95.00 %, Aua 11.67 %, Asr 87.72 % (50 of 57 attacks, 3 skipped)"``."""
@@ -205,6 +210,18 @@ def run(
         "queries_per_second": queries / seconds,
     }
     return AttackResult(summary=summary, records=tuple(kept))
+
+
+def write_summary(folder: str | Path, summary: dict[str, Any]) -> Path:
+    """Write ``attack.json``, whole or not at all."""
+    path = Path(folder).expanduser() / SUMMARY
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(error, path.parent, "the summary") from error
+    text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text.encode() + b"\n", "the summary")
+    return path
 
 
 def _columns(examples: Examples) -> tuple[str, str]:

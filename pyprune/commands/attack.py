@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def add(commands: Any) -> None:
         help="rows whose queries share batches (default 32)",
     )
     how.add_argument("--workers", type=common.positive, default=1, metavar="N", help="processes (default 1)")
-    add_resources(parser)
+    add_resources(parser.add_argument_group("resources"))
     out = parser.add_argument_group("output")
     out.add_argument("--output", metavar="DIR", type=Path, help="folder for attack.jsonl and attack.json")
     out.add_argument("--resume", action="store_true", help="go on with the records in that folder")
@@ -80,9 +79,8 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run, parser=parser)
 
 
-def add_resources(parser: Any) -> None:
-    """Enter the options of :func:`resources_of`."""
-    files = parser.add_argument_group("resources")
+def add_resources(files: Any) -> None:
+    """Flags for what a recipe needs, which :func:`resources_of` reads."""
     files.add_argument("--resources", metavar="DIR", help="folder with all of them; those below come first")
     files.add_argument("--nltk-data", metavar="DIR", help="folder with corpora and taggers of NLTK")
     files.add_argument(
@@ -94,7 +92,7 @@ def add_resources(parser: Any) -> None:
 
 
 def resources_of(arguments: argparse.Namespace) -> Any:
-    """The files that recipes need, as the options say."""
+    """What these flags name."""
     from pyprune.attack.resources import Resources
 
     return Resources.of(
@@ -120,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         common.writable_parent(arguments.output / "attack.json")
 
     from pyprune import tasks
+    from pyprune.attack.run import write_summary
     from pyprune.progress import for_terminal
 
     examples = tasks.load_texts(
@@ -142,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.against is not None:
             document |= _against(arguments, first, examples, resources, progress)
     if arguments.output is not None:
-        _save(arguments.output, document)
+        write_summary(arguments.output, common.jsonable(document))
     if arguments.json:
         common.print_json(document)
     else:
@@ -193,17 +192,6 @@ def _against(arguments: argparse.Namespace, first: Any, examples: Any, resources
         second = _attack(arguments, arguments.against, examples, resources, progress, _AGAINST)
         records, summary = list(second.records), second.to_dict()
     return {"against": summary, "comparison": attack.compare(records, first.records)}
-
-
-def _save(folder: Path, document: dict[str, Any]) -> None:
-    from pyprune.files import write_atomically, write_error
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(error, folder, "the summary") from error
-    text = json.dumps(common.jsonable(document), indent=1, ensure_ascii=False)
-    write_atomically(folder / "attack.json", text.encode() + b"\n", "the summary")
 
 
 def _text(document: dict[str, Any]) -> str:

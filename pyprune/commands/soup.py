@@ -12,18 +12,16 @@ from pyprune.commands import attack, common
 from pyprune.errors import InputError
 from pyprune.tasks.registry import METRICS
 
-_UNDER_ATTACK = "aua"
-
 _EPILOG = """\
 examples:
   pyprune soup run-1 run-2 run-3 --select held-out.tsv --output averaged
       the checkpoints whose average is best on rows that none was trained on
   pyprune soup run-1 run-2 run-3 --select held-out.tsv --evaluate dev.tsv --output averaged
       and the accuracy of the average on the rows that you report; no row may be in both files
-  pyprune soup run-1 run-2 run-3 --select held-out.tsv --limit 200 --select-by aua --resources DIR --output averaged
-      chosen by accuracy under attack, on 200 rows (docs/attacks.md says what the recipe needs)
   pyprune soup run-1 run-2 run-3 --uniform --output averaged
       the average of all of them
+  pyprune soup run-1 run-2 run-3 --select held-out.tsv --limit 200 --select-by aua --resources DIR --output averaged
+      chosen by accuracy under TextFooler, as in AKR's paper; docs/attacks.md says what DIR holds
   pyprune prune averaged --data train.tsv --sparsity 0.875 --output pruned
       AKR with the average as its dense start
 
@@ -31,6 +29,9 @@ Checkpoints are tried in the order of their own scores, best first. One joins if
 not become worse with it; all weigh the same. They have to be fine-tuned from one start, with the same labels and
 tokenizer. OUTPUT holds a model that transformers loads, and soup.json with every score.
 """
+
+
+_AUA = "aua"
 
 
 def add(commands: Any) -> None:
@@ -51,11 +52,10 @@ def add(commands: Any) -> None:
     choice.add_argument("--select", metavar="FILE", help="labelled rows to choose on: not those that are reported")
     choice.add_argument(
         "--select-by",
-        choices=(*METRICS, _UNDER_ATTACK),
+        choices=(*METRICS, _AUA),
         metavar="SCORE",
-        help=f"one of {', '.join(METRICS)} (default: as --metric), or {_UNDER_ATTACK}, accuracy under attack",
+        help=f"one of {', '.join(METRICS)}; {_AUA}: accuracy under attack (default: as --metric)",
     )
-    choice.add_argument("--recipe", choices=attack.RECIPES, default="textfooler", help="of that attack")
     choice.add_argument("--uniform", action="store_true", help="average all; with --select their scores are noted")
     choice.add_argument("--limit", type=common.positive, metavar="N", help="choose on N rows drawn at random")
     choice.add_argument("--seed", type=common.seed, default=0, metavar="N", help="of that draw (default 0)")
@@ -69,10 +69,12 @@ def add(commands: Any) -> None:
     reported.add_argument(
         "--max-length", type=common.positive, metavar="N", help="tokens per row (default: the model's limit)"
     )
+    under = parser.add_argument_group(f"attack (--select-by {_AUA})")
+    under.add_argument("--recipe", choices=attack.RECIPES, default="textfooler", help="default textfooler")
+    attack.add_resources(under)
     data = parser.add_argument_group("data")
     data.add_argument("--task", metavar="TASK", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
     common.add_columns(data)
-    attack.add_resources(parser)
     common.add_general(parser)
     parser.set_defaults(run=run, parser=parser)
 
@@ -85,11 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.parser.error("an average needs at least two checkpoints")
 
     from pyprune import methods, tasks
+    from pyprune.attack.library import check_installed
     from pyprune.commands.checkpoints import open_tokenizer, silent_transformers
     from pyprune.files import check_target
     from pyprune.progress import for_terminal
 
     silent_transformers()
+    if arguments.select_by == _AUA:
+        check_installed()
     check_target(arguments.output.expanduser().absolute())
     common.writable_parent(arguments.output)
     selection, reported = _data(arguments)
@@ -99,8 +104,13 @@ def run(arguments: argparse.Namespace) -> int:
                 progress.note(note)
         score, about = None, None
         if selection is not None:
-            score, by = _score(arguments, selection, open_tokenizer(arguments.models[0]))
-            about = {"source": selection.source, "sha256": selection.sha256, "rows": len(selection), "by": by}
+            score = _score(arguments, selection, open_tokenizer(arguments.models[0]))
+            about = {
+                "source": selection.source,
+                "sha256": selection.sha256,
+                "rows": len(selection),
+                **_by(arguments, selection),
+            }
         found = methods.soup(arguments.models, score, uniform=arguments.uniform, selection=about, progress=progress)
         for note in found.report["notes"]:
             progress.note(note)
@@ -154,31 +164,27 @@ def _how(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"batch_size": arguments.batch_size, "max_length": arguments.max_length}
 
 
-def _score(arguments: argparse.Namespace, examples: Any, tokenizer: Any) -> tuple[Callable[[Any], float], str]:
-    """What ``--select-by`` stands for: a number for a model, larger is better; and its name."""
+def _by(arguments: argparse.Namespace, examples: Any) -> dict[str, str]:
+    by = arguments.select_by or arguments.metric or (examples.task.metric if examples.task is not None else "accuracy")
+    return {"by": by, "recipe": arguments.recipe} if by == _AUA else {"by": by}
+
+
+def _score(arguments: argparse.Namespace, examples: Any, tokenizer: Any) -> Callable[[Any], float]:
+    """What ``--select-by`` stands for: a number for a model, larger is better. All kinds of scores are made here."""
+    by = arguments.select_by or arguments.metric
+    if by == _AUA:
+        from pyprune.attack import run as attack_with
+
+        how = {"recipe": arguments.recipe, "seed": arguments.seed, "max_length": arguments.max_length}
+        # One object for all attacks: models then share what is known of sentences.
+        resources = attack.resources_of(arguments)
+        return lambda model: float(
+            attack_with(model, examples, tokenizer=tokenizer, resources=resources, **how).summary[_AUA]
+        )
+
     from pyprune import tasks
 
-    by = arguments.select_by or arguments.metric
-    if by == _UNDER_ATTACK:
-        return _under_attack(arguments, examples, tokenizer), f"{by} by {arguments.recipe}, seed {arguments.seed}"
-    how = {"metric": by, "tokenizer": tokenizer, **_how(arguments)}
-    own = examples.task.metric if examples.task is not None else "accuracy"
-    return lambda model: tasks.evaluate(model, examples, **how).value, by or own
-
-
-def _under_attack(arguments: argparse.Namespace, examples: Any, tokenizer: Any) -> Callable[[Any], float]:
-    from pyprune.attack import run as attack_all
-    from pyprune.attack.library import check_installed
-
-    check_installed()
-    how: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "recipe": arguments.recipe,
-        "resources": attack.resources_of(arguments),
-        "seed": arguments.seed,
-        "max_length": arguments.max_length,
-    }
-    return lambda model: float(attack_all(model, examples, **how).summary["aua"])
+    return lambda model: tasks.evaluate(model, examples, metric=by, tokenizer=tokenizer, **_how(arguments)).value
 
 
 def _text(report: dict[str, Any], evaluation: Any, saved: str) -> str:
@@ -201,7 +207,8 @@ def _text(report: dict[str, Any], evaluation: Any, saved: str) -> str:
         lines.append(
             (
                 "chosen on" if report["mode"] == "greedy" else "scored on",
-                f"{about['source']}, {about['rows']} rows, {about['by']}",
+                f"{about['source']}, {about['rows']} rows, {about['by']}"
+                + (f" ({about['recipe']})" if "recipe" in about else ""),
             )
         )
     if evaluation is not None:

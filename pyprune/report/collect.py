@@ -50,7 +50,7 @@ def collect(folders: Sequence[str | os.PathLike[str]], benches: Sequence[str | o
     for path in records:
         if not path.is_file():
             raise InputError(f"there is no file {path}", hint="a record of `pyprune bench model --output DIR`")
-    models = [_read_folder(path) for path in paths]
+    models = _with_attacked_starts([_read_folder(path) for path in paths])
     models = _named([*_dense_starts(models), *models])
     found = [*(bench for path in paths for bench in _benches_of(path)), *(read_bench(path) for path in records)]
     day = datetime.now(timezone.utc).strftime("%Y-%m-%d")
@@ -179,6 +179,26 @@ def _missing(model: Model, path: Path) -> Iterable[str]:
         yield "no model (config.json)"
     if model.kind != "records" and model.attack is None:
         yield f"no {ATTACK}"
+
+
+def _with_attacked_starts(models: list[Model]) -> list[Model]:
+    """Folders with nothing but an attack on a model that others were pruned from are put down to that model."""
+    starts = {model.data.get("model, sha256"): model.origin for model in models if model.kind == "pruned"}
+    given = {os.path.abspath(model.path): index for index, model in enumerate(models) if model.kind != "records"}
+    found, moved = list(models), []
+    for place, model in enumerate(models):
+        attack = model.attack
+        origin = starts.get(attack.model_sha256) if model.kind == "records" and attack is not None else None
+        if origin is None:
+            continue
+        index = given.get(os.path.abspath(origin))
+        if index is None:
+            found[place] = replace(model, kind="dense", path=origin)
+        elif found[index].attack is None:
+            missing = tuple(text for text in found[index].missing if ATTACK not in text)
+            found[index] = replace(found[index], attack=attack, missing=missing)
+            moved.append(place)
+    return [model for place, model in enumerate(found) if place not in moved]
 
 
 def _dense_starts(models: list[Model]) -> list[Model]:

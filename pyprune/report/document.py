@@ -41,7 +41,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Attack:
-    """An evaluation under attack: accuracy on the same rows, accuracy under attack (Aua), success rate (Asr)."""
+    """An evaluation under attack: accuracy on the same rows, accuracy under attack (Aua), success rate (Asr).
+
+    ``sha256`` is that of the rows, ``model_sha256`` that of the model; ``resources`` says what each is, by name.
+    """
 
     recipe: str | None
     accuracy: Share | None
@@ -53,6 +56,7 @@ class Attack:
     skipped: int | None
     seed: int | None
     sha256: str | None
+    model_sha256: str | None
     resources: dict[str, str] = field(default_factory=dict)
 
 

@@ -27,7 +27,7 @@ def read_judged(part: Part, around: Part | None = None) -> Judged | None:
 
 
 def read_attack(part: Part) -> Attack | None:
-    """``attack.json``; None if it holds no number of an attack.
+    """``attack.json`` as :mod:`pyprune.attack.run` writes it; None if it holds no number of an attack.
 
     Intervals that are not there are Wilson's, of the counts. A record whose numbers contradict each other is shown, and
     a problem.
@@ -54,8 +54,9 @@ def read_attack(part: Part) -> Attack | None:
         total,
         skipped,
         part.count("seed"),
-        _data_hash(part),
-        _resources(part),
+        part.text("sha256"),
+        part.text("model_sha256"),
+        dict(map(_resource, part.parts("resources"))),
     )
 
 
@@ -69,19 +70,11 @@ def _share(part: Part, key: str, intervals: Part, interval: str, total: int | No
     return Share(value) if ends is None else Share(value, *ends)
 
 
-def _data_hash(part: Part) -> str | None:
-    for key in ("data_sha256", "sha256"):
-        if key in part.values:
-            return part.text(key)
-    if isinstance(part.values.get("data"), dict):
-        return part.part("data").text("sha256")
-    return part.text("data")
-
-
-def _resources(part: Part) -> dict[str, str]:
-    if isinstance(part.values.get("resources"), list):
-        return {str(number): text for number, text in enumerate(part.texts("resources"), start=1)}
-    return part.part("resources").flat()
+def _resource(part: Part) -> tuple[str, str]:
+    """Name, and whether it is the original; of anything else also what it is."""
+    kind, sha256 = part.text("kind") or "?", part.text("sha256")
+    facts = [] if kind == "original" else [part.text("what"), None if sha256 is None else f"sha256 {sha256[:12]}"]
+    return part.text("name") or "?", ", ".join([kind, *(fact for fact in facts if fact is not None)])
 
 
 def read_bench(path: Path) -> Bench:

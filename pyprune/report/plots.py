@@ -11,7 +11,7 @@ from typing import Any
 from pyprune.errors import InputError
 from pyprune.report import maps
 from pyprune.report.document import Document, Model, Share
-from pyprune.report.sections import shortened
+from pyprune.report.sections import accuracies, shortened
 from pyprune.report.svg import INK, RULE, Figure, finish, styled
 
 # Told apart without colour vision, on white and on black.
@@ -52,7 +52,7 @@ class _Point:
 
 
 def _against_sparsity(models: Sequence[Model]) -> Iterator[Figure]:
-    accuracy = list(_points(models, {m.name: m.judged.accuracy for m in models if m.judged is not None}))
+    accuracy = list(_points(models, accuracies(models)))
     aua = list(_points(models, {m.name: m.attack.aua for m in models if m.attack is not None}))
     panels = [(label, points) for label, points in (("accuracy", accuracy), ("accuracy under attack", aua)) if points]
     if not panels or all(point.sparsity == 0 for _, points in panels for point in points):
@@ -66,7 +66,7 @@ def _against_sparsity(models: Sequence[Model]) -> Iterator[Figure]:
             if point.sparsity == 0:
                 axis.axhline(100 * point.share.value, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
                 axis.annotate(
-                    "dense",
+                    point.method,
                     (1, 100 * point.share.value),
                     (-2, 3),
                     ("axes fraction", "data"),
@@ -98,8 +98,8 @@ def _points(models: Sequence[Model], shares: dict[str, Share | None]) -> Iterato
         share = shares.get(model.name)
         if share is None:
             continue
-        if model.kind == "dense":
-            yield _Point(0.0, share, "dense")
+        if model.kind in ("dense", "average"):
+            yield _Point(0.0, share, model.kind)
         elif "linear_weights" in model.sparsity:
             yield _Point(100 * model.sparsity["linear_weights"], share, model.method or model.name)
 

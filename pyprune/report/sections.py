@@ -104,8 +104,15 @@ def judged(value: Judged | None) -> str:
     return own if value.accuracy is None else f"{own}, accuracy {share(value.accuracy)}"
 
 
+def accuracies(models: Sequence[Model]) -> dict[str, Share | None]:
+    """Of each model by name: as evaluated, or where no model was, on the rows that were attacked."""
+    if any(model.judged is not None for model in models):
+        return {model.name: model.judged.accuracy for model in models if model.judged is not None}
+    return {model.name: model.attack.accuracy for model in models if model.attack is not None}
+
+
 def _overview(models: Sequence[Model]) -> Table:
-    rows = []
+    rows, unattacked = [], accuracies(models)
     for model in models:
         attack = model.attack
         rows.append(
@@ -113,7 +120,7 @@ def _overview(models: Sequence[Model]) -> Table:
                 model.name,
                 model.method or _KINDS.get(model.kind, model.kind),
                 percent(model.sparsity.get("linear_weights")),
-                judged(model.judged),
+                share(unattacked.get(model.name)) if model.judged is None else judged(model.judged),
                 share(attack.aua if attack else None),
                 share(attack.asr if attack else None),
                 percent(model.mean_error),
@@ -140,6 +147,9 @@ def _robustness_words(models: Sequence[Model]) -> Iterable[str]:
             "Accuracy = (succeeded + failed attacks) / rows, Aua = failed attacks / rows, Asr = succeeded / "
             "(succeeded + failed) = 1 − Aua / accuracy; rows that the model gets wrong unattacked are skipped."
         )
+        told = {_resources(model) for model in models} - {NONE}
+        if len(told) == 1:
+            yield f"What the attack used: {told.pop()}."
     elif any(model.judged for model in models):
         yield "No folder holds an attack (attack.json), so nothing is said of robustness."
 
@@ -161,27 +171,33 @@ def _robustness(models: Sequence[Model]) -> Iterable[Table]:
             ("model", "accuracy", "change", "rows", "data"),
             rows,
         )
-    attacks = [(model.name, model.attack) for model in models if model.attack is not None]
+    attacks = [(model, model.attack) for model in models if model.attack is not None]
+    differ = len({_resources(model) for model in models} - {NONE}) > 1
     if attacks:
         yield _dropping(
             "Under attack, with 95 % intervals; queries and changed words as means of the attacked rows",
             ("model", "recipe", "accuracy", "Aua", "Asr", "queries", "words changed", "rows", "skipped", "resources"),
             [
                 (
-                    name,
+                    model.name,
                     attack.recipe or NONE,
                     share(attack.accuracy),
                     share(attack.aua),
                     share(attack.asr),
                     NONE if attack.queries is None else f"{attack.queries:.1f}",
-                    NONE if attack.words_changed is None else f"{attack.words_changed:.3g}",
+                    percent(attack.words_changed, 1),
                     _count(attack.total),
                     _count(attack.skipped),
-                    "; ".join(f"{key}: {text}" for key, text in attack.resources.items()) or NONE,
+                    _resources(model) if differ else NONE,
                 )
-                for name, attack in attacks
+                for model, attack in attacks
             ],
         )
+
+
+def _resources(model: Model) -> str:
+    found = {} if model.attack is None else model.attack.resources
+    return "; ".join(f"{key}: {text}" for key, text in found.items()) or NONE
 
 
 def _count(value: int | None) -> str:

@@ -146,6 +146,23 @@ def test_what_is_dropped_and_what_stands_in_is_stated(model: Any, examples: task
     assert len(dict(whole.attack(examples.texts[:4], [0, 1, 0, 1], [0, 1, 2, 3]))) == 4
 
 
+def test_models_share_what_is_known_of_sentences(model: Any, files: Resources) -> None:
+    """Attackers of the same resources have one encoder, as long as the resources live and threads are the same."""
+
+    def encoder(resources: Resources) -> Any:
+        return Attacker("textbugger", model, build_tokenizer(), resources)._channels["encoder"]
+
+    first, threads = encoder(files), torch.get_num_threads()
+    assert encoder(files) is first
+    assert encoder(Resources(files.nltk_data, files.synonyms, Path(f"{files.encoder}/."), download=True)) is not first
+    torch.set_num_threads(threads + 1)
+    try:
+        assert encoder(files) is not first
+    finally:
+        torch.set_num_threads(threads)
+    assert encoder(files) is first
+
+
 def test_a_run_resumed_by_the_real_attacker(
     model: Any, examples: tasks.Examples, files: Resources, tmp_path: Path
 ) -> None:

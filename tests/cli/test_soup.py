@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_attacker import FakeAttacker
 from tiny_checkpoint import build_checkpoint, build_sentences
+
+import pyprune.attack
+from pyprune.attack import library
 
 Run = Callable[..., Any]
 
@@ -63,6 +68,39 @@ def test_text(run: Run, members: list[Path], held_out: Path, tmp_path: Path) -> 
     assert "3 of 3 checkpoints" in text
     text = run("soup", *members, "--uniform", "--output", tmp_path / "average").out
     assert "3 of 3 checkpoints" in text
+
+
+class ByWeights(FakeAttacker):
+    """Its outcomes depend on the model, too."""
+
+    def __init__(self, recipe: str, model: Any, *rest: Any, **options: Any) -> None:
+        super().__init__(recipe, model, *rest, **options)
+        self._number = round(1e6 * float(model.classifier.weight.double().abs().sum()))
+
+    def outcome(self, texts: Any, gold: Any, seeds: Any, place: int) -> Any:
+        return super().outcome(texts, gold, [seed + self._number for seed in seeds], place)
+
+
+def test_chosen_under_attack(
+    run: Run, members: list[Path], held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every score is what ``pyprune attack`` says of that model on the same rows."""
+    choose = ("soup", *members, "--select", held_out, "--limit", 30, "--seed", 4, "--select-by", "aua")
+    choose = (*choose, "--recipe", "pwws", "--output", tmp_path / "average")
+    monkeypatch.setattr(library, "missing", lambda: ["textattack"])
+    outcome = run(*choose)
+    assert outcome.status == 1
+    assert library.install_line() in outcome.err
+    monkeypatch.setattr(library, "missing", list)
+    monkeypatch.setattr(pyprune.attack, "run", functools.partial(pyprune.attack.run, attacker=ByWeights))
+    document = run(*choose, "--json").json
+    assert document["selection"].items() >= {"by": "aua", "recipe": "pwws", "rows": 30}.items()
+    own = {Path(entry["path"]).name: entry["score"] for entry in document["members"]}
+    assert len(set(own.values())) > 1
+    same = ("--data", held_out, "--limit", 30, "--seed", 4, "--recipe", "pwws", "--json")
+    assert own == {folder.name: run("attack", folder, *same).json["aua"] for folder in members}
+    assert document["score"] == run("attack", tmp_path / "average", *same).json["aua"] >= max(own.values())
+    assert "held-out.tsv, 30 rows, aua (pwws)" in run(*choose).out
 
 
 def test_rows_in_both_files(

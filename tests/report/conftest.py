@@ -57,8 +57,11 @@ def attack_record(**changed: Any) -> dict[str, Any]:
         "total": 100,
         "skipped": 20,
         "seed": 3,
-        "data_sha256": "ab" * 32,
-        "resources": {"synonyms": "stand-in"},
+        "sha256": "ab" * 32,
+        "model_sha256": "cd" * 32,
+        "resources": [
+            {"name": "synonyms", "kind": "stand-in", "what": "a list", "source": "list", "sha256": "ef" * 32}
+        ],
         **changed,
     }
 

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_attacker import FakeAttacker
 from made_up import model_record
+from tiny_checkpoint import build_tokenizer
 
+from pyprune import attack, tasks
+from pyprune.commands.checkpoints import open_model
 from pyprune.errors import InputError
 from pyprune.report import collect, make_sections
 from pyprune.report.document import Model
@@ -87,6 +91,54 @@ def test_attack(attacked: Folder) -> None:
     assert bare.aua.low is None
 
 
+def attack_really(model: Path, dev: Path, output: Path) -> dict[str, Any]:
+    """An attack of `model` by pyprune's own run, its summary written by pyprune; returns what it says."""
+    examples = tasks.load_texts(dev, purpose="evaluation")
+    found = attack.run(
+        open_model(str(model)), examples, tokenizer=build_tokenizer(), recipe="pwws", attacker=FakeAttacker
+    )
+    found.save(output)
+    return found.summary
+
+
+def test_a_real_attack(made: Path, copied: Folder, attacked: Folder) -> None:
+    """Every number of an attack as it is written is in the report: nothing is lost between writer and reader."""
+    folder = copied()
+    summary = attack_really(folder, made / "dev.tsv", folder)
+    model = only(folder)
+    found = model.attack
+    assert found is not None
+    assert model.problems == ()
+    assert "no attack.json" not in model.missing
+    for name in ("accuracy", "aua", "asr"):
+        share = getattr(found, name)
+        assert [share.value, share.low, share.high] == [summary[name], *summary["intervals"][name]], name
+    assert (found.queries, found.words_changed) == (summary["queries_mean"], summary["words_changed"])
+    for name in ("recipe", "total", "skipped", "seed", "sha256", "model_sha256"):
+        assert getattr(found, name) == summary[name], name
+    assert found.resources == {"words": "stand-in, none"}
+    # the made-up record of the other tests has no key that a real one lacks
+    made_up = json.loads((attacked() / "attack.json").read_text(encoding="utf-8"))
+    assert made_up.keys() <= summary.keys()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_attack_on_the_dense_model(made: Path, tmp_path: Path, given: bool) -> None:
+    """Its records lie apart from the model, whose folder is not pyprune's; the hash of its weights tells."""
+    summary = attack_really(made / "dense", made / "dev.tsv", tmp_path / "records")
+    models = collect([*([made / "dense"] if given else []), tmp_path / "records", made / "akr-75"]).models
+    assert [(model.name, model.kind) for model in models] == [("dense", "dense"), ("akr-75", "pruned")]
+    assert models[0].attack is not None
+    assert models[0].judged is not None
+    assert models[0].attack.aua is not None
+    assert models[0].attack.aua.value == summary["aua"]
+    assert not any("attack.json" in text for text in models[0].missing)
+    # an attack on a model that nothing here was pruned from stays what it is
+    other = attack_really(made / "akr-75", made / "dev.tsv", tmp_path / "others")
+    assert other["model_sha256"] != summary["model_sha256"]
+    assert only(tmp_path / "others").kind == "records"
+
+
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
@@ -98,6 +150,8 @@ def test_attack(attacked: Folder) -> None:
         ({"intervals": [1]}, "intervals is not an object"),
         ({"queries_mean": 10**400}, "queries_mean is inf, out of range"),
         ({"recipe": ["x"]}, "recipe is not text"),
+        ({"resources": {"synonyms": "stand-in"}}, "resources is not a list"),
+        ({"resources": ["synonyms"]}, "resources 0 is not an object"),
     ],
 )
 def test_attacks_that_cannot_be(attacked: Folder, changed: dict[str, Any], problem: str) -> None:
@@ -109,7 +163,7 @@ def test_attacks_that_cannot_be(attacked: Folder, changed: dict[str, Any], probl
 def test_what_forbids_comparing(made: Path, attacked: Folder) -> None:
     first = attacked("first")
     assert collect([first, attacked("same")]).notes == ()
-    for key, what in (("recipe", "recipe"), ("seed", "seed"), ("data_sha256", "rows")):
+    for key, what in (("recipe", "recipe"), ("seed", "seed"), ("sha256", "rows")):
         other = attacked(key, **{key: 4 if key == "seed" else "other"})
         (note,) = collect([first, other]).notes
         assert f"differ in their {what}:" in note

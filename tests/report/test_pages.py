@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ from made_up import model_record
 
 from pyprune import report
 from pyprune.errors import InputError
+from pyprune.result import load_report
 
 Folder = Callable[..., Path]
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -109,16 +111,43 @@ def test_a_whole_page(made: Path, attacked: Folder, tmp_path: Path) -> None:
         "20.00 % (13.3 to 28.9)",
         "4.00 ×",
         "textfooler",
-        "synonyms: stand-in",
         model.data["calibration, sha256"],
     ):
         assert any(text in cell for cell in cells), text
         assert text in markdown
     assert "four times as fast" in html
+    used = "What the attack used: synonyms: stand-in, a list, sha256 efefefefefef."
+    assert used in html
+    assert used in markdown
     # the same tables in both
     assert len(re.findall(r"^\| -", markdown, re.MULTILINE)) == len(page.all("table"))
     for line in markdown.splitlines():
         assert not line.startswith("|") or line.endswith(" |")
+
+
+def test_robustness_without_evaluations(made: Path, copied: Folder, attacked: Folder, tmp_path: Path) -> None:
+    """Accuracy is then that of the rows that were attacked, in the table and in the picture, and dense is a line."""
+    dense, pruned = attacked("dense", model_sha256=load_report(made / "akr-75")["model"]["sha256"]), copied()
+    told = load_report(pruned)
+    del told["evaluation"]
+    (pruned / "pyprune.json").write_text(json.dumps(told), encoding="utf-8")
+    shutil.copy(attacked("second", accuracy=0.5, aua=0.125) / "attack.json", pruned)
+    html, markdown = write(dense, pruned)
+    check(html)
+    overview = next(line for line in markdown.splitlines() if line.startswith("| copy"))
+    assert "| 50.00 % (40.4 to 59.6) | 12.50 %" in overview
+    (said,) = re.findall(r"<desc[^>]*>([^<]*at 0 % zeros[^<]*)</desc>", html)
+    assert "accuracy: dense at 0 % zeros 80.0 %, akr at 75 % zeros 50.0 %" in said
+    assert "accuracy under attack: dense at 0 % zeros 20.0 %, akr at 75 % zeros 12.5 %" in said
+
+
+def test_resources_that_differ(attacked: Folder) -> None:
+    """Each attack then has its own in the table."""
+    _, markdown = write(attacked(), attacked("other", resources=[{"name": "synonyms", "kind": "original"}]))
+    assert "What the attack used" not in markdown
+    assert re.search(r"^\| attacked \|.* synonyms: stand-in, a list, sha256 efefefefefef \|$", markdown, re.MULTILINE)
+    assert re.search(r"^\| other \|.* synonyms: original \|$", markdown, re.MULTILINE)
+    assert "The attacks differ in their resources" in markdown
 
 
 def test_no_text_is_markup(copied: Folder, attacked: Folder, tmp_path: Path) -> None:
@@ -133,7 +162,12 @@ def test_no_text_is_markup(copied: Folder, attacked: Folder, tmp_path: Path) -> 
     bench = tmp_path / "record.json"
     record = model_record((1, 128, {f"dense {HOSTILE}": 0.02}), verdict=[HOSTILE])
     bench.write_text(json.dumps(record), encoding="utf-8")
-    html, markdown = write(hostile, again, attacked(recipe=HOSTILE, resources={HOSTILE: HOSTILE}), benches=(bench,))
+    html, markdown = write(
+        hostile,
+        again,
+        attacked(recipe=HOSTILE, resources=[{"name": HOSTILE, "kind": HOSTILE, "what": HOSTILE}]),
+        benches=(bench,),
+    )
     check(html)
     assert "&lt;script&gt;alert(1)" in html
     assert "<script" not in html + markdown
