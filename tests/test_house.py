@@ -16,7 +16,7 @@ FLOORS = [
     {"files"},
     {"backends"},
     {"ops"},
-    {"patterns"},
+    {"patterns", "units"},
     {"solvers", "stats", "models", "tasks"},
     {"sparse"},
     {"result"},
