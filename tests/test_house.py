@@ -18,6 +18,7 @@ FLOORS = [
     {"ops"},
     {"patterns", "units"},
     {"solvers", "stats", "models", "tasks"},
+    {"structured"},
     {"sparse"},
     {"result"},
     {"methods", "compat"},
@@ -42,7 +43,7 @@ NOT_OPS = {
     "spmm_plan",
 }
 ONLY_IN = {
-    "transformers": {"models", "methods", "tasks", "sparse", "result", "attack", "demo", "commands", "cli"},
+    "transformers": {"models", "methods", "tasks", "structured", "sparse", "result", "attack", "demo", "commands", "cli"},
     "datasets": {"tasks"},
     "pyarrow": {"tasks"},
     "matplotlib": {"bench", "report"},
