@@ -209,8 +209,8 @@ def load(path: str | os.PathLike[str], *, dense: bool = False, **options: Any) -
     Parameters
     ----------
     path : str or Path
-        A folder written by :meth:`PruneResult.save`, or by ``save_pretrained`` of a model that :func:`pyprune.sparsify`,
-        :func:`pyprune.compact` or this function has given.
+        A folder written by :meth:`PruneResult.save`, or by ``save_pretrained`` of a model that :func:`pyprune.compact`,
+        :func:`pyprune.sparsify` or this function has given.
     dense : bool
         Give plain ``nn.Linear`` whatever the storage.
     **options
@@ -239,7 +239,9 @@ def load(path: str | os.PathLike[str], *, dense: bool = False, **options: Any) -
             f"{'sparse storage is' if sparse else 'compact models are'} loaded with "
             + ("dense= and dtype= only" if sparse else "dtype= and attn_implementation= only"),
             seen=", ".join(options) or f"dtype={dtype!r}",
-            hint="dtype=torch.float32; or dense storage (pyprune.result.export) and from_pretrained" if sparse else None,
+            hint="dtype=torch.float32; or dense storage (pyprune.result.export) and from_pretrained"
+            if sparse
+            else None,
         )
     if sparse:
         return load_sparse(folder, dense=dense, dtype=dtype)

@@ -160,8 +160,10 @@ class Units:
             Shapes that do not fit each other, or masks that are not bool.
         """
         given = [mask for mask in (query, value) if mask is not None]
+        if any(mask.dim() != 3 for mask in given):
+            raise InputError("masks of channels are [layers, heads, width]", seen=str([list(m.shape) for m in given]))
         if given:
-            count, width = given[0].shape[1:] if given[0].dim() == 3 else (0, 0)
+            count, width = given[0].shape[1:]
         elif heads is None or width is None:
             raise InputError("units without masks of channels need heads and width")
         else:

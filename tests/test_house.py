@@ -43,7 +43,18 @@ NOT_OPS = {
     "spmm_plan",
 }
 ONLY_IN = {
-    "transformers": {"models", "methods", "tasks", "structured", "sparse", "result", "attack", "demo", "commands", "cli"},
+    "transformers": {
+        "models",
+        "methods",
+        "tasks",
+        "structured",
+        "sparse",
+        "result",
+        "attack",
+        "demo",
+        "commands",
+        "cli",
+    },
     "datasets": {"tasks"},
     "pyarrow": {"tasks"},
     "matplotlib": {"bench", "report"},

@@ -158,8 +158,10 @@ def _fill(model: nn.Module, names: Iterable[str], read: Callable[[str], Tensor])
     likes = stored_tensors(model)
     for name in names:
         like, value = likes[name], read(name)
+        if isinstance(like, nn.Parameter):
+            value = nn.Parameter(value, like.requires_grad)
         for table, key in places[id(like)]:
-            table[key] = nn.Parameter(value) if isinstance(like, nn.Parameter) else value
+            table[key] = value
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if left:
         raise InputError("a tensor of the model is not in its files", seen=", ".join(left[:4]))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -107,7 +106,7 @@ def dense_units(model: nn.Module) -> Units:
     """
     adapter = _encoder(model)
     if getattr(model.config, KEY, None) is not None:
-        raise InputError("a compact model has no dense units", hint="cut the dense model once more")
+        raise InputError("the model is compact already", hint="cut the dense model once more")
     hidden, heads, width, neurons = _sizes(model, adapter)
     return Units.dense(hidden, heads, width, neurons, layers=len(adapter.blocks(model)))
 
@@ -135,7 +134,8 @@ def _encoder(model: nn.Module) -> Adapter:
     adapter = adapter_for(model)
     if not adapter.norms:
         raise InputError(
-            f"models of type {adapter.family!r} cannot be made smaller", hint="encoders only, such as BERT or DistilBERT"
+            f"models of type {adapter.family!r} cannot be made smaller",
+            hint="encoders only, such as BERT or DistilBERT",
         )
     adapter.check_config(model.config)
     positions = getattr(model.config, "position_embedding_type", None)
@@ -214,7 +214,7 @@ def _cut(block: nn.Module, adapter: Adapter, layer: LayerUnits, width: int) -> N
 
 def _picked(parameter: Tensor, kept: Tensor, dim: int) -> nn.Parameter:
     value = parameter.detach().index_select(dim, kept.to(parameter.device))
-    return nn.Parameter(value, requires_grad=parameter.requires_grad)
+    return nn.Parameter(value, requires_grad=parameter.requires_grad and value.numel() > 0)
 
 
 def _resize(block: nn.Module, adapter: Adapter, shape: LayerShape, width: int) -> None:
@@ -247,6 +247,8 @@ def _resize(block: nn.Module, adapter: Adapter, shape: LayerShape, width: int) -
     new[up] = wide(hidden, shape.neurons, **_options(linears[up]))
     new[down] = narrow(shape.neurons, hidden, **_options(linears[down]))
     for name, linear in new.items():
+        for parameter in linear.parameters():
+            parameter.requires_grad_(parameter.numel() > 0)  # what waits for all gradients would wait for ever
         path, _, key = name.rpartition(".")
         setattr(block.get_submodule(path), key, linear)
     _tell(attention, len(shape.value), padded)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class _Cut(nn.Linear):
@@ -56,7 +56,7 @@ class HeadsIn(_Cut):
         """``[..., in]`` to ``[..., heads · width]``."""
         if not self.out_features:
             return input.new_zeros((*input.shape[:-1], len(self.places)))
-        found = F.pad(super().forward(input), (0, 1)).index_select(-1, self.places)
+        found = functional.pad(super().forward(input), (0, 1)).index_select(-1, self.places)
         return found if self.factor == 1.0 else found * self.factor
 
 
@@ -105,15 +105,17 @@ class NoInputs(_Cut):
         return input.new_zeros(shape) if self.bias is None else self.bias.expand(shape)
 
 
-def no_heads(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-    """What an attention without heads hands to its output, of which only the bias is left."""
-    return hidden_states[..., :1], None
+def no_heads(hidden_states: Tensor, *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    """What an attention without heads hands to its output, which adds its bias only; and the weights of no head."""
+    sequences, length = hidden_states.shape[:2]
+    return hidden_states[..., :1], hidden_states.new_zeros((sequences, 0, length, length))
 
 
-def no_attention(out: nn.Module, *given: Tensor, **named: Any) -> tuple[Tensor, None]:
+def no_attention(out: nn.Module, *given: Tensor, **named: Any) -> tuple[Tensor, Tensor]:
     """The same of an attention that holds its output itself."""
-    hidden_states = given[0] if given else named.get("hidden_states", named.get("query"))
-    return out(hidden_states), None
+    hidden_states = given[0] if given else named["query" if "query" in named else "hidden_states"]
+    inputs, weights = no_heads(hidden_states)
+    return out(inputs), weights
 
 
 def factor_of(width: int, dense: int) -> float:
