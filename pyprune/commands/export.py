@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
         help="store a pruned model with or without its zeros, or as ONNX",
-        description="Write a pruned model anew: with (--dense) or without (--sparse) the zeros of its matrices, as ONNX.",
+        description="Write a pruned model anew: with (--dense) or without (--sparse) its zeros, or as ONNX.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,

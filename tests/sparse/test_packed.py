@@ -188,7 +188,7 @@ def test_masks_that_are_no_padding():
 
 def test_compact_models_with_whole_heads(tiny, batches_of):
     """Layers may differ in their heads and neurons; heads of other widths are refused."""
-    for name, units in CUTS.items():
+    for units in CUTS.values():
         small = pyprune.compact(tiny("bert"), units)
         whole = all(shape.neurons and shape.query and {*shape.query, *shape.value} == {8} for shape in units.shapes)
         if whole:
