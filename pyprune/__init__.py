@@ -29,18 +29,21 @@ from pyprune import ops, solvers
 from pyprune.errors import BackendError, InputError, NumericsError, PypruneError
 from pyprune.patterns import NM, Block, Unstructured
 from pyprune.solvers import LayerProblem, LayerSolution, solve, solve_curve
+from pyprune.units import Units
 from pyprune.version import __version__
 
 if TYPE_CHECKING:
     from pyprune.methods import prune, prune_streaming, soup
     from pyprune.result import PruneResult, load
     from pyprune.sparse import SparseLinear, optimize, sparsify
+    from pyprune.structured import compact
 
 # Whole-model names need transformers; they are imported when first used, so that the solver alone stays light.
 _LAZY = {
     "prune": "pyprune.methods",
     "prune_streaming": "pyprune.methods",
     "soup": "pyprune.methods",
+    "compact": "pyprune.structured",
     "load": "pyprune.result",
     "optimize": "pyprune.sparse",
     "PruneResult": "pyprune.result",
@@ -59,8 +62,10 @@ __all__ = [
     "PruneResult",
     "PypruneError",
     "SparseLinear",
+    "Units",
     "Unstructured",
     "__version__",
+    "compact",
     "load",
     "ops",
     "optimize",

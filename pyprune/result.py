@@ -20,9 +20,10 @@ from pyprune.models.skeleton import model_class, read_config
 from pyprune.models.weights import Checkpoint, ShardWriter, Spec, TensorWriter
 from pyprune.ops.sparse_weight import SparseWeight, compress, pack_bits, unpack_bits
 from pyprune.sparse.linear import compress_as
-from pyprune.sparse.loading import empty_model, load_sparse, open_sparse
+from pyprune.sparse.loading import empty_model, load_compact, load_sparse, open_sparse
 from pyprune.sparse.saving import write_settings
 from pyprune.sparse.storage import is_sparse, stored_tensors, write_files
+from pyprune.structured.shapes import is_compact
 
 STORAGES = ("dense", "sparse")
 VALUES = {
@@ -203,17 +204,18 @@ def load(path: str | os.PathLike[str], *, dense: bool = False, **options: Any) -
     """Load a saved result as the transformers model it is.
 
     A result saved with ``storage="sparse"`` keeps its pruned matrices compressed in memory
-    (:class:`pyprune.SparseLinear`).
+    (:class:`pyprune.SparseLinear`); a model that :func:`pyprune.compact` made keeps its small layers.
 
     Parameters
     ----------
     path : str or Path
-        A folder written by :meth:`PruneResult.save`, or by ``save_pretrained`` of a model that :func:`pyprune.sparsify`
-        or this function has given.
+        A folder written by :meth:`PruneResult.save`, or by ``save_pretrained`` of a model that :func:`pyprune.compact`,
+        :func:`pyprune.sparsify` or this function has given.
     dense : bool
         Give plain ``nn.Linear`` whatever the storage.
     **options
-        Handed on to ``from_pretrained``, e.g. ``dtype=torch.float32``; of sparse storage ``dtype`` alone.
+        Handed on to ``from_pretrained``, e.g. ``dtype=torch.float32``; of sparse storage ``dtype`` alone,
+        of compact models ``dtype`` and ``attn_implementation``.
 
     Returns
     -------
@@ -223,20 +225,27 @@ def load(path: str | os.PathLike[str], *, dense: bool = False, **options: Any) -
     Raises
     ------
     InputError
-        No such folder, its config names no model class, or sparse files that are damaged or do not fit the config.
+        No such folder, its config names no model class, or files of a sparse or compact model that are
+        damaged or do not fit the config.
     """
     folder = Path(path).expanduser()
-    if not is_sparse(folder):
+    sparse = is_sparse(folder)
+    if not sparse and not is_compact(folder):
         _existing(folder)
         return model_class(read_config(folder)).from_pretrained(folder, **options)
-    dtype = options.pop("dtype", None)
+    dtype, attention = options.pop("dtype", None), None if sparse else options.pop("attn_implementation", None)
     if options or not isinstance(dtype, torch.dtype | None):
         raise InputError(
-            "sparse storage is loaded with dense= and dtype= only",
+            f"{'sparse storage is' if sparse else 'compact models are'} loaded with "
+            + ("dense= and dtype= only" if sparse else "dtype= and attn_implementation= only"),
             seen=", ".join(options) or f"dtype={dtype!r}",
-            hint="dtype=torch.float32; or dense storage (pyprune.result.export) and from_pretrained",
+            hint="dtype=torch.float32; or dense storage (pyprune.result.export) and from_pretrained"
+            if sparse
+            else None,
         )
-    return load_sparse(folder, dense=dense, dtype=dtype)
+    if sparse:
+        return load_sparse(folder, dense=dense, dtype=dtype)
+    return load_compact(folder, dtype=dtype, attention=attention)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

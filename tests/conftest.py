@@ -13,7 +13,9 @@ import torch
 from pyprune import backends
 
 # tests/ holds helper modules (tolerances) next to test files; importlib mode does not put it on the path.
-sys.path[:0] = [str(Path(__file__).parent / room) for room in (".", "ops", "cuda", "sparse", "bench", "attack")]
+sys.path[:0] = [
+    str(Path(__file__).parent / room) for room in (".", "ops", "cuda", "sparse", "structured", "bench", "attack")
+]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.sparse.loading import load_sparse
+from pyprune.sparse.loading import load_compact, load_sparse
 from pyprune.sparse.storage import is_sparse
+from pyprune.structured.shapes import is_compact
 from pyprune.tasks.hub import patience
 
 HEADS = {
@@ -70,6 +71,8 @@ def open_model(name: str, *, head: str | None = None, families: Sequence[str] | 
         return load_sparse(Path(name), dense=families is not None).float().eval()
     if Path(name).is_dir():
         _check_weights(Path(name))
+        if is_compact(Path(name)):
+            return load_compact(Path(name)).float().eval()
     loader = getattr(transformers, HEADS[suffix])
     with _explained(name, "model"):
         model, found = _local_first(loader, name, use_safetensors=True, output_loading_info=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pyprune export``: a pruned model with the other storage, matrix by matrix."""
+"""``pyprune export``: a pruned model with the other storage, matrix by matrix, or as ONNX."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ examples:
       float32, bfloat16, float16, or int8 with a scale for each row; without --values the bits stay
   pyprune export small --dense plain
       with the zeros: for AutoModel*.from_pretrained, the same bits (int8: as float32)
+  pyprune export pruned --onnx pruned.onnx
+      for other runtimes, any number and length of sequences; cut heads and neurons are not in it, single zeros are
 
 MODEL is a folder written by pyprune; config, tokenizer and pyprune.json go along. docs/format.md describes the files.
 """
@@ -27,8 +29,8 @@ def add(commands: Any) -> None:
     """Enter the command into the parser."""
     parser = commands.add_parser(
         "export",
-        help="store a pruned model with or without its zeros",
-        description="Write a pruned model anew, with (--dense) or without (--sparse) the zeros of its matrices.",
+        help="store a pruned model with or without its zeros, or as ONNX",
+        description="Write a pruned model anew: with (--dense) or without (--sparse) its zeros, or as ONNX.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -37,6 +39,7 @@ def add(commands: Any) -> None:
     out = parser.add_argument_group("output").add_mutually_exclusive_group(required=True)
     out.add_argument("--dense", type=Path, metavar="DIR", help="for plain transformers")
     out.add_argument("--sparse", type=Path, metavar="DIR", help="for pyprune.load")
+    out.add_argument("--onnx", type=Path, metavar="FILE", help="for other runtimes (needs the package onnx)")
     parser.add_argument("--values", choices=tuple(VALUES), help="of the weights, with --sparse (default: as they are)")
     common.add_general(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -47,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.values is not None and arguments.sparse is None:
         arguments.parser.error("--values goes with --sparse")
 
+    if arguments.onnx is not None:
+        return _onnx(arguments)
     from pyprune.result import export
 
     storage = "sparse" if arguments.dense is None else "dense"
@@ -59,6 +64,25 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         change = f"{common.mebibytes(sizes['before'])} -> {common.mebibytes(sizes['after'])}"
         print(common.table([("weights", change), ("saved in", str(folder))]))
+    return 0
+
+
+def _onnx(arguments: argparse.Namespace) -> int:
+    from pyprune.commands.checkpoints import silent_transformers
+    from pyprune.result import load
+    from pyprune.sparse.onnx_file import write_onnx
+
+    silent_transformers()
+    output = arguments.onnx.expanduser()
+    common.writable_parent(output)
+    found = write_onnx(load(arguments.model, dense=True).float(), output)
+    sizes = {"before": _weights(arguments.model.expanduser()), "after": output.stat().st_size}
+    if arguments.json:
+        common.print_json({"output": str(output), "storage": "onnx", "bytes": sizes, **found})
+    else:
+        change = f"{common.mebibytes(sizes['before'])} -> {common.mebibytes(sizes['after'])}"
+        rows = [("bytes", change), ("inputs", ", ".join(found["inputs"])), ("outputs", ", ".join(found["outputs"]))]
+        print(common.table([*rows, ("saved in", str(output))]))
     return 0
 
 

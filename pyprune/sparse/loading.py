@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stored model in memory, its matrices compressed; the dense model is never made unless it is asked for."""
+"""A stored model in memory, its matrices compressed or its layers smaller; the dense one is made only on request."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 from pyprune.errors import InputError
 from pyprune.models.skeleton import model_class, read_config
-from pyprune.models.weights import Shards
+from pyprune.models.weights import Checkpoint, Shards
 from pyprune.sparse.linear import SparseLinear
 from pyprune.sparse.saving import save_compressed, saves_by
 from pyprune.sparse.storage import SparseFiles, stored_tensors
+from pyprune.structured.cutting import shrink
 
 _UNFILLED = {torch.empty, torch.empty_strided, torch.rand, torch.randn, torch.normal}
 _FILLED = {torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.eye}
@@ -46,9 +48,35 @@ def load_sparse(folder: Path, *, dense: bool = False, dtype: torch.dtype | None 
             linear.weight = nn.Parameter(files.matrix(name).to_dense())
         else:
             setattr(model.get_submodule(path), key, SparseLinear(files.matrix(name), linear.bias))
-    _fill(model, files)
+    _fill(model, files.plain, files.tensor)
     if not dense:
         saves_by(model, save_compressed)
+    return model.eval() if dtype is None else model.to(dtype).eval()
+
+
+def load_compact(folder: Path, *, dtype: torch.dtype | None = None, attention: str | None = None) -> nn.Module:
+    """The model of a folder whose config says how large its layers are, in evaluation mode.
+
+    Parameters
+    ----------
+    folder : Path
+        With ``model.safetensors``, or shards and their index.
+    dtype : torch.dtype, optional
+        As if by ``model.to(dtype)``.
+    attention : {"sdpa", "eager", ...}, optional
+        The kind of attention, as transformers names it.
+
+    Raises
+    ------
+    InputError
+        Files that are damaged, or that do not fit the config: before a tensor is read.
+    """
+    source = Checkpoint(folder)
+    model = empty_model(source.shards, attention=attention)
+    likes = stored_tensors(model)
+    for name, like in likes.items():
+        source.spec(name, like)
+    _fill(model, likes, lambda name: source.read(name, likes[name]))
     return model.eval() if dtype is None else model.to(dtype).eval()
 
 
@@ -66,8 +94,10 @@ def open_sparse(folder: Path) -> tuple[SparseFiles, nn.Module]:
     return files, model
 
 
-def empty_model(shards: Shards) -> nn.Module:
+def empty_model(shards: Shards, *, attention: str | None = None) -> nn.Module:
     """The model of a folder with no memory for its parameters; buffers are computed from the config, as its class does.
+
+    Layers have the sizes that the config states, where they are not those of its class.
 
     Raises
     ------
@@ -82,9 +112,12 @@ def empty_model(shards: Shards) -> nn.Module:
     if not isinstance(blocks, int) or blocks > len(shards.files):
         raise InputError(f"{folder}: config.json asks for more blocks than there are tensors", seen=str(blocks)[:80])
     loader = model_class(config)
+    if attention is not None:
+        config._attn_implementation = attention
     try:
         with torch.random.fork_rng(devices=[]), _Frugal(shards.bytes):
             model: Any = loader(config)
+            shrink(model)
         if model.can_generate() and (folder / "generation_config.json").is_file():
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     except InputError:
@@ -114,8 +147,8 @@ class _Frugal(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _fill(model: nn.Module, files: SparseFiles) -> None:
-    """Put the plain tensors into the places of the model, tied ones into several."""
+def _fill(model: nn.Module, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+    """Put tensors into the places of the model, tied ones into several."""
     places: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for module in model.modules():
         tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -123,10 +156,12 @@ def _fill(model: nn.Module, files: SparseFiles) -> None:
             for key, tensor in table.items():
                 places.setdefault(id(tensor), []).append((table, key))
     likes = stored_tensors(model)
-    for name in files.plain:
-        like, value = likes[name], files.tensor(name)
+    for name in names:
+        like, value = likes[name], read(name)
+        if isinstance(like, nn.Parameter):
+            value = nn.Parameter(value, like.requires_grad)
         for table, key in places[id(like)]:
-            table[key] = nn.Parameter(value) if isinstance(like, nn.Parameter) else value
+            table[key] = value
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if left:
         raise InputError("a tensor of the model is not in its files", seen=", ".join(left[:4]))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,28 @@ def test_refusals(run: Run, model: Path, data: tuple[Path, Path], tmp_path: Path
         assert outcome.status == 1
         assert message in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+def test_onnx(run: Run, model: Path, tmp_path: Path) -> None:
+    import transformers
+
+    small = pyprune.compact(
+        transformers.AutoModelForSequenceClassification.from_pretrained(model), _half_of_the_neurons(model)
+    )
+    small.save_pretrained(tmp_path / "small")
+    outcome = run("export", tmp_path / "small", "--onnx", tmp_path / "small.onnx", "--json")
+    if importlib.util.find_spec("onnx") is None:
+        assert outcome.status == 1
+        assert "pip install" in outcome.err
+    else:
+        assert outcome.json["inputs"][0] == "input_ids"
+        assert outcome.json["bytes"]["after"] == (tmp_path / "small.onnx").stat().st_size
+    assert run("export", tmp_path / "small", "--onnx", tmp_path / "no.onnx", "--values", "int8").status == 2
+
+
+def _half_of_the_neurons(model: Path) -> pyprune.Units:
+    config = pyprune.models.skeleton.read_config(model)
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    neurons = torch.arange(config.intermediate_size).expand(layers, -1) % 2 == 0
+    kept = torch.ones(layers, heads, dtype=torch.bool)
+    return pyprune.Units.from_masks(config.hidden_size, kept, neurons, width=config.hidden_size // heads)

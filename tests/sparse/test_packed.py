@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from cuts import CUTS
 from tiny_models import ENCODERS
 from torch import nn
 
@@ -183,3 +184,15 @@ def test_masks_that_are_no_padding():
         kept_tokens(torch.full((2, 1, 1, 3), -0.5), hidden)
     with pytest.raises(InputError, match=r"no padding\n.*\[2, 4, 3, 3\]"):
         kept_tokens(torch.ones(2, 4, 3, 3).bool(), hidden)
+
+
+def test_compact_models_with_whole_heads(tiny, batches_of):
+    """Layers may differ in their heads and neurons; heads of other widths are refused."""
+    for units in CUTS.values():
+        small = pyprune.compact(tiny("bert"), units)
+        whole = all(shape.neurons and shape.query and {*shape.query, *shape.value} == {8} for shape in units.shapes)
+        if whole:
+            assert max(differences(small, pyprune.optimize(copy.deepcopy(small)), batches_of())) <= SAME
+        else:
+            with pytest.raises(InputError, match="plain"):
+                pyprune.optimize(small)
