@@ -16,7 +16,7 @@ FLOORS = [
     {"files"},
     {"backends"},
     {"ops"},
-    {"patterns"},
+    {"patterns", "budgets"},
     {"solvers", "stats", "models", "tasks"},
     {"sparse"},
     {"result"},
