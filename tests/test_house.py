@@ -16,7 +16,7 @@ FLOORS = [
     {"files"},
     {"backends"},
     {"ops"},
-    {"patterns", "units"},
+    {"patterns", "units", "budgets"},
     {"solvers", "stats", "models", "tasks"},
     {"structured"},
     {"sparse"},

@@ -7,19 +7,27 @@ from pyprune.methods.averaging import Soup, soup
 from pyprune.methods.driver import Progress
 from pyprune.methods.entry import prune
 from pyprune.methods.journal import JournalError
+from pyprune.methods.kprune import KPrune, UnitMagnitude
+from pyprune.methods.kwon import Kwon
 from pyprune.methods.plan import Plan
 from pyprune.methods.request import available, describe
 from pyprune.methods.streaming import StreamResult, prune_streaming
+from pyprune.methods.units import UnitsResult, prune_units
 
 __all__ = [
     "JournalError",
+    "KPrune",
+    "Kwon",
     "Plan",
     "Progress",
     "Soup",
     "StreamResult",
+    "UnitMagnitude",
+    "UnitsResult",
     "available",
     "describe",
     "prune",
     "prune_streaming",
+    "prune_units",
     "soup",
 ]

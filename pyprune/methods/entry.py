@@ -138,7 +138,7 @@ def prune(
         solver_options=solver_options,
         seed=seed,
     )
-    adapter = _check_model(model)
+    adapter = check_model(model)
     calibration = gather(
         data,
         model,
@@ -180,7 +180,7 @@ def prune(
             journal=kept,
             progress=progress,
         ).run()
-    _restore_types(work, types)
+    restore_types(work, types)
     report = make_report(
         request,
         plan,
@@ -196,7 +196,7 @@ def prune(
     return PruneResult(work, outcome.masks, report, tokenizer)
 
 
-def _check_model(model: Any) -> Adapter:
+def check_model(model: Any) -> Adapter:
     if isinstance(model, (str, os.PathLike)):
         raise InputError(
             "model must be a loaded model",
@@ -210,7 +210,7 @@ def _check_model(model: Any) -> Adapter:
     return adapter
 
 
-def _restore_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
+def restore_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         if tensor.dtype != types[name]:

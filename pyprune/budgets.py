@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which heads and neurons of an encoder are kept, what they cost, and the best ones that a budget allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from pyprune.errors import InputError
+
+MEASURES = ("flops", "macs", "parameters")
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Sizes of an encoder whose layers are all alike.
+
+    Attributes
+    ----------
+    layers, hidden : int
+        Layers, and features of the hidden states.
+    heads, head_width : int
+        Of one layer; channels of one head.
+    neurons : int
+        Of one layer's feed-forward half.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    head_width: int
+    neurons: int
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """The units of an encoder that are kept.
+
+    Attributes
+    ----------
+    heads : Tensor of bool, shape (layers, heads)
+    neurons : Tensor of bool, shape (layers, neurons)
+        True = kept, on the CPU.
+    """
+
+    heads: Tensor
+    neurons: Tensor
+
+    @classmethod
+    def all(cls, shape: EncoderShape) -> KeptUnits:
+        """Everything kept."""
+        return cls(
+            torch.ones(shape.layers, shape.heads, dtype=torch.bool),
+            torch.ones(shape.layers, shape.neurons, dtype=torch.bool),
+        )
+
+    def of(self, half: int) -> Tensor:
+        """The masks ``[layers, units]`` of one half of the layers: 0 for heads, 1 for neurons."""
+        return (self.heads, self.neurons)[half]
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """What one unit costs, the same in every layer.
+
+    Whole numbers, so that sums of tens of thousands are exact in any order. A table of measured latencies would be
+    another maker of these.
+
+    Attributes
+    ----------
+    measure : str
+        ``"flops"``, ``"macs"`` or ``"parameters"``.
+    head, neuron : int
+    """
+
+    measure: str
+    head: int
+    neuron: int
+
+    def of(self, half: int) -> int:
+        """Cost of a unit of one half: 0 for heads, 1 for neurons."""
+        return (self.head, self.neuron)[half]
+
+    def total(self, kept: KeptUnits) -> int:
+        """Cost of all kept units."""
+        return self.head * int(kept.heads.sum()) + self.neuron * int(kept.neurons.sum())
+
+
+def unit_costs(shape: EncoderShape, measure: str, tokens: float) -> UnitCosts:
+    """Cost of a head and of a neuron.
+
+    Multiply-adds of one sequence of ``tokens`` tokens: ``4·d·w·n + 2·n²·w`` a head of ``w`` channels, ``2·d·n`` a
+    neuron (Kwon et al., NeurIPS 2022); FLOPs are twice that (Park et al., ICLR 2024). Parameters: weights and biases
+    that go with the unit. Embeddings, norms, output biases and the head of the model are left out.
+
+    Parameters
+    ----------
+    shape : EncoderShape
+    measure : {"flops", "macs", "parameters"}
+    tokens : float
+        Mean tokens of a sequence. Costs are rounded to whole numbers.
+
+    Examples
+    --------
+    >>> unit_costs(EncoderShape(12, 768, 12, 64, 3072), "flops", 128)
+    UnitCosts(measure='flops', head=54525952, neuron=393216)
+    """
+    if measure not in MEASURES:
+        raise InputError(f"no budget is counted in {measure!r}", hint=f"one of {', '.join(MEASURES)}")
+    d, w = shape.hidden, shape.head_width
+    if measure == "parameters":
+        return UnitCosts(measure, 4 * d * w + 3 * w, 2 * d + 1)
+    if not (math.isfinite(tokens) and tokens > 0):
+        raise InputError("operations are counted for a number of tokens above 0", seen=str(tokens))
+    factor = 2 if measure == "flops" else 1
+    head = factor * (4 * d * w * tokens + 2 * w * tokens**2)
+    return UnitCosts(measure, max(round(head), 1), max(round(factor * 2 * d * tokens), 1))
+
+
+def allowance(share: float, total: int) -> int:
+    """The part ``share`` of ``total``, rounded down; ``share`` is read as the decimal that was written.
+
+    >>> allowance(0.7, 10), allowance(0.29, 100)
+    (7, 29)
+    """
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise InputError("a target is the part that is left, from 0 to 1", seen=repr(share), hint="0.4 keeps 40 %")
+    return math.floor(Fraction(str(share)) * total)
+
+
+def keep_best(scores: Tensor, costs: Tensor, budget: int) -> Tensor:
+    """Keep units from the best score down, as long as together they cost no more than ``budget``.
+
+    The first that does not fit ends it: the kept ones are exactly those above a threshold, ties going to the lower
+    index. One sort and one prefix sum.
+
+    Parameters
+    ----------
+    scores : Tensor, shape (units,)
+        Larger is better. Two kinds of units compete if each score is divided by the cost of its unit.
+    costs : Tensor of int64, shape (units,)
+        At least 0.
+    budget : int
+
+    Returns
+    -------
+    Tensor of bool, shape (units,)
+
+    Raises
+    ------
+    InputError
+        Scores that are not finite, or costs that do not fit.
+
+    Examples
+    --------
+    >>> keep_best(torch.tensor([1.0, 3.0, 1.0, 2.0]), torch.tensor([1, 1, 1, 1]), 3).tolist()
+    [True, True, False, True]
+    """
+    _check(scores, costs)
+    order = torch.argsort(scores, descending=True, stable=True)
+    fits = costs[order].cumsum(0) <= budget
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    kept[order[: int(fits.sum())]] = True
+    return kept
+
+
+def best_split(heads: Tensor, neurons: Tensor, costs: UnitCosts, budget: int) -> tuple[Tensor, Tensor]:
+    """Keep the heads and neurons of the largest sum of scores that a budget allows; exact for two kinds of units.
+
+    For every number of heads, the best heads and as many of the best neurons as still fit (Kwon et al., NeurIPS 2022,
+    mask search). Equal sums go to fewer heads, equal scores to the lower index.
+
+    Parameters
+    ----------
+    heads : Tensor, shape (a,)
+    neurons : Tensor, shape (b,)
+        Scores, at least 0.
+    costs : UnitCosts
+    budget : int
+
+    Returns
+    -------
+    heads, neurons : Tensor of bool, shapes (a,) and (b,)
+
+    Examples
+    --------
+    >>> best_split(torch.tensor([5.0, 1.0]), torch.tensor([2.0, 2.0]), UnitCosts("flops", 3, 1), 4)
+    (tensor([ True, False]), tensor([ True, False]))
+    """
+    for scores in (heads, neurons):
+        _check(scores, torch.ones(len(scores), dtype=torch.int64))
+        if len(scores) and float(scores.min()) < 0:
+            raise InputError("scores of a split may not be negative", seen=f"{float(scores.min()):g}")
+    orders = [torch.argsort(scores, descending=True, stable=True) for scores in (heads, neurons)]
+    sums = [
+        torch.cat([scores.new_zeros(1, dtype=torch.float64), scores.double()[order].cumsum(0)])
+        for scores, order in zip((heads, neurons), orders, strict=True)
+    ]
+    counts = torch.arange(len(heads) + 1)
+    left = budget - costs.head * counts
+    with_heads = torch.div(left.clamp(min=0), costs.neuron, rounding_mode="floor").clamp(max=len(neurons))
+    worth = torch.where(left >= 0, sums[0] + sums[1][with_heads], -torch.inf)
+    best = int(worth.argmax()) if budget >= 0 else 0
+    found = []
+    for scores, order, count in zip((heads, neurons), orders, (best, int(with_heads[best])), strict=True):
+        kept = torch.zeros_like(scores, dtype=torch.bool)
+        kept[order[:count]] = True
+        found.append(kept)
+    return found[0], found[1]
+
+
+def _check(scores: Tensor, costs: Tensor) -> None:
+    if scores.dim() != 1 or costs.shape != scores.shape or costs.dtype != torch.int64:
+        raise InputError(
+            "scores and costs do not fit",
+            asked="scores [units], costs int64 [units]",
+            seen=f"{list(scores.shape)}, {costs.dtype} {list(costs.shape)}",
+        )
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError("a score is not finite", seen=f"{int((~torch.isfinite(scores)).sum())} of {len(scores)}")
+    if len(costs) and int(costs.min()) < 0:
+        raise InputError("a unit cannot cost less than nothing", seen=str(int(costs.min())))

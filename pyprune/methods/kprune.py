@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""K-prune: knowledge-preserving pruning of heads and neurons without retraining (Park et al., ICLR 2024).
+
+Sub-layer by sub-layer from the bottom: the knowledge of every unit there and above is measured in the model as it is by
+then, all of them compete for what is left of the budget, the sub-layer is cut accordingly, and the weights that write
+its output are fitted to what the dense model has at that place, so that the damage from below is repaired
+(arXiv 2308.03449, eq. 4, 5, 10, 11 and algorithm 1).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyprune.budgets import KeptUnits
+from pyprune.errors import InputError
+from pyprune.methods.objectives import Predictions
+from pyprune.methods.unit_run import OUT, UnitRun, assemble, choose, fit, gather_moments, measure
+from pyprune.models.sublayers import ResidualStreams, SubLayer
+from pyprune.stats import energies, grouped
+
+
+@dataclass(frozen=True)
+class KPrune:
+    """Settings of K-prune.
+
+    Attributes
+    ----------
+    energy_weight : float
+        ``λ``: weight of what a unit writes, beside what the predictions lose without it.
+    head_weight : float, optional
+        ``μ``: weight of a head, whose score is the mean over its channels. Default: as many as it has, which makes it
+        their sum (64 in BERT, as published).
+    temperature : float
+        ``γ``, of the predictions compared.
+    damping : float
+        Ridge of the fit, relative and centred on the dense weight.
+    tune : bool
+        False: only cut.
+    sample_first : bool
+        Measure the first sub-layer against labels drawn from the predictions. There the model is still the dense one,
+        and its divergence from itself has no gradient: by default only what units write counts, as published.
+    """
+
+    energy_weight: float = 2.5e-4
+    head_weight: float | None = None
+    temperature: float = 2.0
+    damping: float = 1e-4
+    tune: bool = True
+    sample_first: bool = False
+
+    name = "kprune"
+
+    def __post_init__(self) -> None:
+        if min(self.energy_weight, self.damping, self.head_weight or 0.0) < 0 or self.temperature <= 0:
+            raise InputError("weights and damping are at least 0, the temperature above 0", seen=str(self))
+
+    def run(self, run: UnitRun) -> KeptUnits:
+        """Prune the run's model in place, bottom up."""
+        streams = run.streams()
+        with run.timed("embed"):
+            outputs = zip(streams.outputs(0), streams.keep, strict=True)
+            dense = [run.objective.read(output, keep) for output, keep in outputs]
+        left = run.budget(run.share)
+        masks: list[Tensor] = []
+        blocks = run.adapter.blocks(run.model)
+        for block, parts in zip(blocks, zip(run.parts[0::2], run.parts[1::2], strict=True), strict=True):
+            teacher = copy.deepcopy(block)
+            for part in parts:
+                above = run.parts[part.index :]
+                scores = self._scores(run, streams, above, dense)
+                with run.timed("search"):
+                    kept = choose(run, above, scores, left)[0]
+                    left -= run.costs.of(part.half) * int(kept.sum())
+                with run.timed("moments"):
+                    moments = gather_moments(streams, teacher, block, part)
+                with run.timed("solve"):
+                    found = fit(part, moments, kept, self.damping) if self.tune else {}
+                    part.remove(kept)
+                    error = moments.error(OUT, part.writes.weight, part.writes.bias)
+                masks.append(kept)
+                run.record(part, kept, error=error, **found)
+            with run.timed("advance"):
+                streams.advance(teacher, block)
+        return assemble(masks)
+
+    def _scores(
+        self, run: UnitRun, streams: ResidualStreams, parts: Sequence[SubLayer], dense: Sequence[Predictions]
+    ) -> list[Tensor]:
+        """Knowledge of every unit of ``parts`` by its cost, ``[units]`` each."""
+
+        def drawn(_: int, predictions: Predictions) -> Tensor:
+            return run.objective.sampled(predictions, run.generator)
+
+        def lost(number: int, predictions: Predictions) -> Tensor:
+            return run.objective.divergence(predictions, dense[number], self.temperature)
+
+        first = parts[0].index == 0
+        with run.timed("measure"):
+            loss = (drawn if self.sample_first else None) if first else lost
+            measured = measure(run, streams, parts, loss)
+        scores = []
+        for part in parts:
+            predicted = 0.5 * measured.gradients.square(part.name) / run.calibration.sentences
+            written = energies(measured.squares[part.name], part.writes.weight)
+            score = grouped(predicted + self.energy_weight * written, part.width, "mean")
+            weight = 1.0 if part.half else (part.width if self.head_weight is None else self.head_weight)
+            scores.append(weight * score / run.costs.of(part.half))
+        return scores
+
+
+@dataclass(frozen=True)
+class UnitMagnitude:
+    """Units go whose weights are smallest: sum of squares of all that belong to one, by its cost."""
+
+    name = "magnitude"
+
+    def run(self, run: UnitRun) -> KeptUnits:
+        """Prune the run's model in place, all at once."""
+        with run.timed("search"):
+            scores = [self._sizes(part) / run.costs.of(part.half) for part in run.parts]
+            masks = choose(run, run.parts, scores, run.budget(run.share))
+        for part, kept in zip(run.parts, masks, strict=True):
+            part.remove(kept)
+            run.record(part, kept)
+        return assemble(masks)
+
+    @staticmethod
+    def _sizes(part: SubLayer) -> Tensor:
+        squares = part.writes.weight.double().square().sum(dim=0)
+        read = torch.stack([linear.weight.double().square().sum(dim=1) for linear in part.reads])
+        return grouped(squares + read.sum(dim=0), part.width)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heads and neurons by Fisher information, in one shot (Kwon et al., NeurIPS 2022, arXiv 2204.09656).
+
+Mask search: the largest sum of squared gate gradients that the budget allows. Rearrangement: within each layer, units
+change places so that the gradient of all removed together is small. Rescaling: one factor for every kept unit, by least
+squares against a model pruned half as far.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyprune.budgets import KeptUnits, best_split
+from pyprune.methods.objectives import Predictions
+from pyprune.methods.unit_run import OUT, Measured, UnitRun, assemble, measure
+from pyprune.models.sublayers import ResidualStreams, SubLayer, sub_layers
+from pyprune.solvers import LayerProblem
+from pyprune.stats import Moments, grouped
+
+_LARGEST_SCALE = 10.0  # beyond it the published procedure stops
+
+
+@dataclass(frozen=True)
+class Kwon:
+    """Settings of the method of Kwon et al.
+
+    The loss is taken against labels drawn from the model's own predictions, so that no labels of the data are needed;
+    published with those of the data.
+
+    Attributes
+    ----------
+    rearrange, rescale : bool
+        Whether these two steps are made.
+    """
+
+    rearrange: bool = True
+    rescale: bool = True
+
+    name = "kwon"
+
+    def run(self, run: UnitRun) -> KeptUnits:
+        """Prune the run's model in place, all at once."""
+
+        def drawn(_: int, predictions: Predictions) -> Tensor:
+            return run.objective.sampled(predictions, run.generator)
+
+        streams = run.streams()
+        with run.timed("measure"):
+            measured = measure(run, streams, run.parts, drawn, store=True)
+        with run.timed("search"):
+            gradients = _unit_gradients(run, measured)
+            masks = _search(run, gradients, run.budget(run.share))
+            halfway = _search(run, gradients, run.budget(math.sqrt(run.share)))
+            if self.rearrange:
+                masks, halfway = (
+                    [rearranged(mask, rows) for mask, rows in zip(found, gradients, strict=True)]
+                    for found in (masks, halfway)
+                )
+        with run.timed("rescale"):
+            if self.rescale:
+                scaled = _rescale(run, streams, masks, halfway)
+            else:
+                for part, kept in zip(run.parts, masks, strict=True):
+                    part.remove(kept)
+                scaled = [{}] * len(masks)
+        for part, kept, more in zip(run.parts, masks, scaled, strict=True):
+            run.record(part, kept, **more)
+        return assemble(masks)
+
+
+def _unit_gradients(run: UnitRun, measured: Measured) -> list[Tensor]:
+    """Gradients of whole heads and of neurons, ``[batches, units]`` for every sub-layer, float64 on the CPU."""
+    return [grouped(measured.gradients.vectors(part.name).double().cpu(), part.width) for part in run.parts]
+
+
+def _search(run: UnitRun, gradients: list[Tensor], budget: int) -> list[Tensor]:
+    importance = [rows.square().sum(dim=0) for rows in gradients]
+    halves = best_split(torch.cat(importance[0::2]), torch.cat(importance[1::2]), run.costs, budget)
+    masks: list[Tensor] = [torch.empty(0)] * len(run.parts)
+    for half, found in enumerate(halves):
+        masks[half::2] = torch.split(found, [part.units for part in run.parts[half::2]])
+    return masks
+
+
+def rearranged(kept: Tensor, gradients: Tensor) -> Tensor:
+    """Units of one layer in other places, as many as before, so that those removed matter less together.
+
+    For each kept unit in turn, the least important first, it joins the removed ones, and of these goes back the one
+    without which ``‖Σ_removed g‖²`` is smallest: the Fisher information of a layer's units as a block.
+
+    Parameters
+    ----------
+    kept : Tensor of bool, shape (units,)
+    gradients : Tensor, shape (batches, units)
+
+    Returns
+    -------
+    Tensor of bool, shape (units,)
+    """
+    order = torch.argsort(gradients.square().sum(dim=0), stable=True)
+    removed = [unit for unit in order.tolist() if not kept[unit]]
+    if not removed:
+        return kept
+    squares = gradients.square().sum(dim=0)
+    total = gradients[:, removed].sum(dim=1)
+    for unit in [unit for unit in order.tolist() if kept[unit]]:
+        removed.append(unit)
+        total = total + gradients[:, unit]
+        # ‖t − g‖² but for ‖t‖², which is the same for all
+        change = squares[removed] - 2.0 * (total @ gradients[:, removed])
+        back = removed.pop(int(change.argmin()))
+        total = total - gradients[:, back]
+    found = torch.ones_like(kept)
+    found[removed] = False
+    return found
+
+
+def _rescale(
+    run: UnitRun, streams: ResidualStreams, masks: list[Tensor], halfway: list[Tensor]
+) -> list[dict[str, Any]]:
+    """Cut all, and scale what is left layer by layer; what a record says of each sub-layer."""
+    teacher = copy.deepcopy(run.model)
+    for part, kept in zip(sub_layers(teacher, run.adapter), halfway, strict=True):
+        part.remove(kept)
+    for part, kept in zip(run.parts, masks, strict=True):
+        part.remove(kept)
+    found: list[dict[str, Any]] = [{} for _ in run.parts]
+    stopped = False
+    blocks = zip(run.adapter.blocks(teacher), run.adapter.blocks(run.model), strict=True)
+    for number, (old, new) in enumerate(blocks):
+        for part in run.parts[2 * number : 2 * number + 2]:
+            # Below the first sub-layer there is no damage, and its heads are left as they are, as published.
+            if stopped or part.index == 0 or not bool(masks[part.index].any()):
+                continue
+            moments = _moments(run, streams, old, new, part)
+            scales, shift = unit_scales(part, moments, masks[part.index])
+            if float(scales.abs().max()) > _LARGEST_SCALE:
+                stopped = True
+                run.note(f"rescaling stopped at {part.name}: a factor of {float(scales.abs().max()):.3g}")
+                continue
+            with torch.no_grad():
+                part.writes.weight.mul_(scales.repeat_interleave(part.width))
+                part.writes.bias.add_(shift)
+            error = moments.error(OUT, part.writes.weight, part.writes.bias)
+            found[part.index] = {"error": error, "scales": [float(scales.min()), float(scales.max())]}
+        streams.advance(old, new)
+    return found
+
+
+def _moments(run: UnitRun, streams: ResidualStreams, teacher: nn.Module, student: nn.Module, part: SubLayer) -> Moments:
+    linear = part.writes
+    # Of the last hidden states a classifier reads the first token's only.
+    first_only = part.index == len(run.parts) - 1 and run.objective.kind != "answers"
+    moments = Moments(linear.in_features, {OUT: linear.out_features}, name=part.name, device=linear.weight.device)
+    for inputs, targets, keep in streams.half(teacher, student, part.half):
+        rows = slice(0, 1) if first_only else slice(None)
+        moments.add(inputs[:, rows], {OUT: targets[:, rows]}, keep[:, rows])
+    return moments.finish()
+
+
+def unit_scales(part: SubLayer, moments: Moments, kept: Tensor) -> tuple[Tensor, float]:
+    """Factors of a sub-layer's kept units that fit its target best, and for heads a shift of all outputs.
+
+    ``min Σ_tokens ‖y − b − Σ_u s_u h_u(x) − t‖² + ‖s − 1‖² + t²`` with ``h_u`` what unit ``u`` writes. All of it
+    follows from moments: ``⟨h_u, h_v⟩`` is the sum over the channels of both of ``E[x xᵀ] ∘ WᵀW``.
+
+    Parameters
+    ----------
+    part : SubLayer
+        Already cut.
+    moments : Moments
+        Of its inputs and target.
+    kept : Tensor of bool, shape (units,)
+        At least one.
+
+    Returns
+    -------
+    scales : Tensor, shape (units,)
+        In the weight's type; 1 where the unit is gone.
+    shift : float
+        0 for neurons.
+    """
+    weight = part.writes.weight.detach().double()
+    bias = part.writes.bias.detach().double()
+    outputs = float(weight.shape[0])
+    products = grouped(moments.gram * (weight.T @ weight), part.width)
+    system = grouped(products.T.contiguous(), part.width)
+    cross = moments.cross(OUT) - torch.outer(bias, moments.mean)
+    target = grouped((weight * cross).sum(dim=0), part.width)
+    where = torch.nonzero(kept)[:, 0].to(weight.device)
+    system, target, start = system[where][:, where], target[where], torch.ones_like(target[where])
+    if part.half == 0:
+        ones = grouped(weight.sum(dim=0) * moments.mean, part.width)[where]
+        rest = float((moments.target_mean(OUT) - bias).sum())
+        system = torch.cat([system, ones[None]])
+        system = torch.cat([system, torch.cat([ones, ones.new_tensor([outputs])])[:, None]], dim=1)
+        target, start = torch.cat([target, target.new_tensor([rest])]), torch.cat([start, start.new_zeros(1)])
+    mean = float(system.diagonal().mean())
+    if mean <= 0.0:
+        return torch.ones_like(part.writes.weight[0, : part.units]), 0.0
+    problem = LayerProblem(start[None], 0.5 * (system + system.T), target[None], name=part.name)
+    solution = problem.start(1.0 / (moments.tokens * mean))[0]
+    scales = torch.ones(part.units, dtype=torch.float64, device=weight.device)
+    scales[where] = solution[: len(where)]
+    return scales.to(part.writes.weight.dtype), float(solution[-1]) if part.half == 0 else 0.0

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What methods that prune heads and neurons share: the run they work in, measuring, and fitting what is left."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyprune.budgets import KeptUnits, UnitCosts, allowance, keep_best
+from pyprune.methods.calibration import Calibration
+from pyprune.methods.driver import Progress
+from pyprune.methods.objectives import Objective, Predictions
+from pyprune.models import Adapter
+from pyprune.models.sublayers import ResidualStreams, SubLayer, encoder_shape, gated, sub_layers
+from pyprune.solvers import LayerProblem
+from pyprune.stats import GateGradients, Moments
+
+# Losses are divided by the sentences of a batch as published, whatever the batches here: squares of a batch's gradient
+# then keep their size beside other terms (Park et al., ICLR 2024, and Kwon et al., NeurIPS 2022).
+_PUBLISHED_BATCH = 32
+_CONSTANT = 1e-10  # part of an input's second moment; with less variance it is one with the bias
+KINDS = ("heads", "neurons")
+OUT = "out"  # the one target of a sub-layer's moments
+
+
+@dataclass
+class UnitRun:
+    """A model being pruned, within :func:`pyprune.models.replay.quiet`.
+
+    Attributes
+    ----------
+    model, adapter
+        In float32, pruned in place.
+    calibration : Calibration
+    costs : UnitCosts
+    share : float
+        Part of the dense encoder's cost that may be left.
+    objective : Objective
+    generator : torch.Generator
+        For drawn labels.
+    progress : Progress
+    parts : list of SubLayer
+        Of the model, bottom up.
+    shape : EncoderShape
+    records : list of dict
+        One per sub-layer, for the report.
+    seconds : dict of str to float
+        By stage.
+    notes : list of str
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    calibration: Calibration
+    costs: UnitCosts
+    share: float
+    objective: Objective
+    generator: torch.Generator
+    progress: Progress
+    records: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.parts = sub_layers(self.model, self.adapter)
+        self.shape = encoder_shape(self.parts)
+
+    def budget(self, share: float) -> int:
+        """Cost of a part of the dense encoder, rounded down."""
+        return allowance(share, self.costs.total(KeptUnits.all(self.shape)))
+
+    def streams(self) -> ResidualStreams:
+        """Both streams at the first block; asked for while the model is dense."""
+        with self.timed("embed"):
+            return ResidualStreams(self.model, self.adapter, self.calibration.batches)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent within to a stage."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds[stage] += time.perf_counter() - begin
+
+    def note(self, text: str) -> None:
+        """Something a person should read."""
+        self.notes.append(text)
+        self.progress.note(text)
+
+    def record(self, part: SubLayer, kept: Tensor, **more: Any) -> None:
+        """Write down what became of a sub-layer, and that it is done."""
+        entry = {"name": part.name, "kind": KINDS[part.half], "units": part.units, "kept": int(kept.sum())}
+        self.records.append({**entry, **more})
+        self.progress.advance(part.name)
+
+
+@dataclass
+class Measured:
+    """Gates of a few sub-layers over all batches.
+
+    Attributes
+    ----------
+    gradients : GateGradients
+        Of single channels and neurons, by the sub-layers' names.
+    squares : dict of str to Tensor
+        ``E[x²]`` over real tokens of what each gate multiplies, float64 ``[in]``.
+    """
+
+    gradients: GateGradients
+    squares: dict[str, Tensor]
+
+
+def measure(
+    run: UnitRun,
+    streams: ResidualStreams,
+    parts: Sequence[SubLayer],
+    loss: Callable[[int, Predictions], Tensor] | None,
+    *,
+    store: bool = False,
+) -> Measured:
+    """Gate gradients and energies of ``parts``, which begin in the block where the student's stream is.
+
+    Parameters
+    ----------
+    run, streams, parts
+    loss : callable, optional
+        Of a batch's number and its predictions, summed over sentences. None: only energies, without a backward pass.
+    store : bool
+        Keep the gradients of every batch.
+
+    Raises
+    ------
+    NumericsError
+        No batch had finite gradients.
+    """
+    device = parts[0].writes.weight.device
+    sizes = {part.name: part.writes.in_features for part in parts}
+    gradients = GateGradients(sizes, store=store, device=device)
+    squares = {name: torch.zeros(count, dtype=torch.float64, device=device) for name, count in sizes.items()}
+    keep = streams.keep[0]
+
+    def see(part: SubLayer, inputs: Tensor) -> None:
+        squares[part.name] += inputs[keep].square().sum(dim=0, dtype=torch.float64)
+
+    with gated(parts, see) as gates, torch.set_grad_enabled(loss is not None):
+        outputs = streams.outputs(parts[0].block)
+        for number, keep in enumerate(streams.keep):
+            output = next(outputs)
+            if loss is not None:
+                value = loss(number, run.objective.read(output, keep)) / _PUBLISHED_BATCH
+                found = torch.autograd.grad(value, list(gates.values()))
+                gradients.add(dict(zip(gates, found, strict=True)))
+    if loss is not None and gradients.check().excluded:
+        run.note(f"{gradients.excluded} batches without finite gradients were left out at {parts[0].name}")
+    return Measured(gradients, {name: value / run.calibration.tokens for name, value in squares.items()})
+
+
+def choose(run: UnitRun, parts: Sequence[SubLayer], scores: Sequence[Tensor], budget: int) -> list[Tensor]:
+    """Masks of units ``[units]`` that keep the best scores of all parts together, within a budget; on the CPU."""
+    costs = torch.cat([torch.full((part.units,), run.costs.of(part.half), dtype=torch.int64) for part in parts])
+    kept = keep_best(torch.cat([score.cpu() for score in scores]), costs, budget)
+    return list(torch.split(kept, [part.units for part in parts]))
+
+
+def assemble(masks: Sequence[Tensor]) -> KeptUnits:
+    """The masks of all sub-layers, bottom up, as one."""
+    return KeptUnits(torch.stack(list(masks[0::2])), torch.stack(list(masks[1::2])))
+
+
+def gather_moments(streams: ResidualStreams, teacher: nn.Module, student: nn.Module, part: SubLayer) -> Moments:
+    """Moments of a student's sub-layer: inputs of its writing linear, and the residual-corrected target."""
+    linear = part.writes
+    moments = Moments(linear.in_features, {OUT: linear.out_features}, name=part.name, device=linear.weight.device)
+    for inputs, targets, keep in streams.half(teacher, student, part.half):
+        moments.add(inputs, {OUT: targets}, keep)
+    return moments.finish()
+
+
+def fit(part: SubLayer, moments: Moments, kept: Tensor, damping: float) -> dict[str, Any]:
+    """Refit the writing linear of a sub-layer on the inputs of kept units, and its bias; all outputs share the columns.
+
+    ``min E‖y − Ŵx − b‖² + λ‖Ŵ − W₀‖²`` over the kept columns, the others zero. The bias absorbs the means, and all of
+    the target that can be said where nothing is kept. Inputs that do not vary keep their weights.
+
+    Parameters
+    ----------
+    part : SubLayer
+        Changed in place.
+    moments : Moments
+    kept : Tensor of bool, shape (units,)
+    damping : float
+        Ridge relative to the mean diagonal; raised where the system is singular.
+
+    Returns
+    -------
+    dict
+        ``damping`` used, and ``notes``.
+    """
+    linear, centred = part.writes, moments.centred()
+    gram = centred.gram
+    columns = part.inputs(kept)
+    varying = gram.diagonal() > _CONSTANT * moments.gram.diagonal()
+    weight = linear.weight.detach().double() * columns
+    used = torch.nonzero(columns & varying)[:, 0]
+    found: dict[str, Any] = {"damping": 0.0, "notes": []}
+    if len(used):
+        problem = LayerProblem(linear.weight[:, used], gram[used][:, used], centred.cross(OUT)[:, used], name=part.name)
+        weight[:, used] = problem.start(damping)
+        factor = problem.factorise(damping)
+        found = {"damping": factor.damping, "notes": list(factor.notes)}
+    linear.weight.data.copy_(weight)
+    linear.bias.data.copy_(centred.bias(OUT, weight))
+    return found

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Halves of blocks as residual branches ``LN(x + Sub(x))``: their units, gates on them, two streams through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyprune.budgets import EncoderShape
+from pyprune.errors import InputError
+from pyprune.models.adapters import Adapter
+from pyprune.models.replay import BlockCall, Shared, capture_call, run_block, substituted
+from pyprune.models.streams import Batch, MemoryStore
+
+
+@dataclass(frozen=True)
+class SubLayer:
+    """One residual branch.
+
+    Attributes
+    ----------
+    index : int
+        From the embeddings up: twice the block's number, and one more for its feed-forward half.
+    name : str
+        Of the linear that writes back to the hidden states.
+    reads : tuple of nn.Linear
+        Those that read the branch's input.
+    writes : nn.Linear
+        Its inputs are the channels of heads, or the neurons.
+    width : int
+        Inputs of ``writes`` that make a unit: a head's channels, or 1.
+    """
+
+    index: int
+    name: str
+    reads: tuple[nn.Linear, ...]
+    writes: nn.Linear
+    width: int
+
+    @property
+    def block(self) -> int:
+        """Number of its block."""
+        return self.index // 2
+
+    @property
+    def half(self) -> int:
+        """0 for attention, 1 for feed-forward."""
+        return self.index % 2
+
+    @property
+    def units(self) -> int:
+        """Heads, or neurons."""
+        return self.writes.in_features // self.width
+
+    def inputs(self, units: Tensor) -> Tensor:
+        """A mask of units ``[units]`` as one of the inputs of ``writes`` ``[in]``."""
+        return units.to(self.writes.weight.device).repeat_interleave(self.width)
+
+    @torch.no_grad()
+    def remove(self, kept: Tensor) -> None:
+        """Zero everything that belongs to units where ``kept`` ``[units]`` is False: rows, their biases, columns."""
+        gone = ~self.inputs(kept)
+        self.writes.weight[:, gone] = 0.0
+        for linear in self.reads:
+            linear.weight[gone] = 0.0
+            if linear.bias is not None:
+                linear.bias[gone] = 0.0
+
+
+def sub_layers(model: nn.Module, adapter: Adapter) -> list[SubLayer]:
+    """All residual branches of an encoder, bottom up.
+
+    Raises
+    ------
+    InputError
+        A family with norms before the halves of a block, or whose heads are not all alike.
+    """
+    if not adapter.norms:
+        raise InputError(
+            f"units of {adapter.family} models cannot be pruned",
+            hint="an encoder with norms behind its residual sums: BERT, RoBERTa, DistilBERT, ...",
+        )
+    heads = int(model.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
+    found = []
+    for number, block in enumerate(adapter.blocks(model)):
+        linears, prefix = adapter.linears(block), adapter.block_name(model, number)
+        for half in (0, 1):
+            reads, (writes,) = adapter.groups[2 * half], adapter.groups[2 * half + 1]
+            width = 1 if half else linears[writes].in_features // heads
+            parts = tuple(linears[name] for name in reads)
+            found.append(SubLayer(2 * number + half, f"{prefix}.{writes}", parts, linears[writes], width))
+    return found
+
+
+def encoder_shape(parts: Sequence[SubLayer]) -> EncoderShape:
+    """Sizes of the encoder that these sub-layers make up."""
+    attention, feed = parts[0], parts[1]
+    return EncoderShape(
+        len(parts) // 2, attention.writes.out_features, attention.units, attention.width, feed.writes.in_features
+    )
+
+
+@contextmanager
+def gated(
+    parts: Sequence[SubLayer], see: Callable[[SubLayer, Tensor], None] | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Put gates of one in front of the linears that write back, and record gradients within.
+
+    Parameters
+    ----------
+    parts : sequence of SubLayer
+    see : callable, optional
+        Called with every sub-layer and the input of its ``writes`` ``[batch, tokens, in]``.
+
+    Yields
+    ------
+    dict of str to Tensor
+        By the sub-layers' names, float32 ``[in]``; what ``torch.autograd.grad`` is asked for.
+    """
+    gates = {
+        part.name: torch.ones(part.writes.in_features, device=part.writes.weight.device, requires_grad=True)
+        for part in parts
+    }
+
+    def before(part: SubLayer) -> Callable[..., tuple[Any, ...]]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            if see is not None:
+                see(part, args[0].detach())
+            return (args[0] * gates[part.name], *args[1:])
+
+        return hook
+
+    with ExitStack() as stack:
+        for part in parts:
+            stack.callback(part.writes.register_forward_pre_hook(before(part)).remove)
+        with torch.enable_grad():
+            yield gates
+
+
+class ResidualStreams:
+    """Hidden states of a teacher and of the model being pruned, at the same block, over the same batches.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode, float32 (:func:`pyprune.models.replay.quiet`).
+    adapter : Adapter
+    batches : sequence of mappings
+        ``input_ids``, ``attention_mask`` and what else the model takes, on the model's device.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter, batches: Sequence[Batch]) -> None:
+        self._model, self._adapter, self._batches = model, adapter, batches
+        self._blocks = adapter.blocks(model)
+        self.keep = [batch["attention_mask"].bool() for batch in batches]
+        self._calls: list[BlockCall] = []
+        config: Any = model.config
+        shapes = [(*mask.shape, int(config.hidden_size)) for mask in self.keep]
+        device = batches[0]["input_ids"].device
+        self._teacher, self._student = MemoryStore(shapes, device), MemoryStore(shapes, device)
+        shared = Shared()
+        for index, batch in enumerate(batches):
+            hidden, call = capture_call(model, self._blocks[0], batch)
+            self._calls.append(shared.call(call))
+            self._teacher.put(index, hidden)
+            self._student.put(index, hidden)
+        output = self._calls[0].run(self._blocks[0], self._teacher.get(0))
+        self._arity = len(output) if isinstance(output, (tuple, list)) else None
+
+    def half(self, teacher: nn.Module, student: nn.Module, half: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """What fits one half of the student's block to the teacher's, batch by batch.
+
+        Parameters
+        ----------
+        teacher, student : nn.Module
+            The blocks of both.
+        half : int
+            0 for attention, 1 for feed-forward.
+
+        Yields
+        ------
+        inputs : Tensor, shape (batch, tokens, in)
+            What the student's writing linear reads.
+        targets : Tensor, shape (batch, tokens, hidden)
+            What it would have to write, bias included, for the student's norm to read what the teacher's reads:
+            ``x_T + Sub_T(x_T) − x_S``. The drift of the residual is in it.
+        keep : Tensor of bool, shape (batch, tokens)
+        """
+        reads, (writes,) = self._adapter.groups[2 * half][0], self._adapter.groups[2 * half + 1]
+        norm = self._adapter.norms[half]
+        for batch, (call, keep) in enumerate(zip(self._calls, self.keep, strict=True)):
+            wanted = run_block(teacher, call, self._teacher.get(batch), inputs=(norm,)).inputs[norm]
+            seen = run_block(student, call, self._student.get(batch), inputs=(reads, writes)).inputs
+            yield seen[writes], wanted - seen[reads], keep
+
+    def advance(self, teacher: nn.Module, student: nn.Module) -> None:
+        """Move both through their finished blocks."""
+        for batch, call in enumerate(self._calls):
+            for store, block in ((self._teacher, teacher), (self._student, student)):
+                hidden = run_block(block, call, store.get(batch), stop=False).hidden
+                assert hidden is not None
+                store.put(batch, hidden)
+
+    def outputs(self, block: int) -> Iterator[Any]:
+        """The model's outputs batch by batch, of the student's hidden states at ``block``; blocks below are not run.
+
+        Within :func:`gated`, gradients of gates in ``block`` and above can be taken from them.
+        """
+        for index, batch in enumerate(self._batches):
+            hidden = self._student.get(index)
+            with ExitStack() as stack:
+                for below in self._blocks[:block]:
+                    stack.enter_context(substituted(below, hidden, self._arity))
+                output = self._model(**batch)
+            yield output
