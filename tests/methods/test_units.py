@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import pyprune
 from pyprune.errors import InputError
 from pyprune.methods import KPrune, Kwon, UnitMagnitude, prune_units
 from pyprune.models import adapter_for
 from pyprune.models.sublayers import sub_layers
+from pyprune.structured import compact, dense_units
+from pyprune.units import Units
 
 Tiny = Callable[..., nn.Module]
 Batches = Callable[..., list[dict[str, Tensor]]]
@@ -145,3 +149,22 @@ def test_errors(tiny: Tiny, batches_of: Batches) -> None:
         prune_units(tiny("opt", "lm"), batches, target_flops=0.5)
     with pytest.raises(InputError, match="at least 0"):
         KPrune(damping=-1.0)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_left_is_cut_out_and_stored(
+    tiny: Tiny, batches_of: Batches, family: str, method: str, tmp_path: Path
+) -> None:
+    model = tiny(family, "classification")
+    result = prune_units(model, batches_of(count=2), method=method, target_flops=0.3)
+    dense = dense_units(model)
+    units = Units.from_masks(dense.hidden, result.kept.heads, result.kept.neurons, width=dense.width)
+    assert units.parameters() < dense.parameters()
+    small = compact(result.model, units)
+    small.save_pretrained(tmp_path)
+    loaded = pyprune.load(tmp_path)
+    for batch in batches_of(count=2):
+        want = _predict(result.model.eval(), batch)
+        torch.testing.assert_close(_predict(small.eval(), batch), want, rtol=0, atol=1e-5)
+        assert torch.equal(_predict(loaded, batch), _predict(small, batch))
