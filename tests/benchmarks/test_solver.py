@@ -238,7 +238,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--output",
         str(path),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "ratio" in done.stdout
     return path

@@ -36,7 +36,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60.0) 
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert "Traceback" not in err
     return process.returncode, out, err
 
@@ -112,7 +112,7 @@ def test_stdout_that_closes(start: Start) -> None:
     assert process.stdout is not None
     process.stdout.close()
     err = process.stderr.read() if process.stderr else ""
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=300) == 1
     assert err == ""
 
 

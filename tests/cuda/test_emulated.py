@@ -36,7 +36,7 @@ def build(sanitizer: str, target: Path, op: str, source: Path) -> None:
 
 def execute(program: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
-    done = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=120, env=environment)
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=600, env=environment)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("this kernel's address randomisation is too wide for the thread sanitizer")
     return done
