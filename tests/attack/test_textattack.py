@@ -189,8 +189,13 @@ def test_workers_give_the_same_records(model: Any, examples: tasks.Examples, fil
         "resources": files,
         "together": 5,
     }
-    alone = attack.run(model, examples, **options)
-    assert attack.run(model, examples, workers=2, **options).records == alone.records
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as each of the workers has: the number is part of the settings
+    try:
+        alone = attack.run(model, examples, **options)
+        assert attack.run(model, examples, workers=2, **options).records == alone.records
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_vectors_are_read_from_both_forms(
