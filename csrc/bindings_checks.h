@@ -33,6 +33,12 @@ inline pyprune::ElementType element(int code) {
     return static_cast<pyprune::ElementType>(code);
 }
 
+// N:M: groups of `of` columns that keep `keep` each.
+inline void check_groups(int64_t columns, int64_t keep, int64_t of) {
+    require(of >= 0 && keep >= 0 && keep <= of, "keep must be 0 to of");
+    require(of == 0 || columns % of == 0, "columns must be a multiple of the group");
+}
+
 inline void check_threads(int threads) {
     require(threads >= 1 && threads <= 4096, "threads must be 1 to 4096");
 }

@@ -7,10 +7,6 @@
 #include "common/arrange_rows.h"
 #include "common/dispatch.h"
 
-#if defined(PYPRUNE_HAS_CUDA)
-#include "cuda/spmm.h"
-#endif
-
 #include <pybind11/stl.h>
 
 namespace py = pybind11;
@@ -77,45 +73,6 @@ int64_t spmm_tile(int64_t in, double density) {
     return pyprune::kernels().spmm_tile(in, density);
 }
 
-#if defined(PYPRUNE_HAS_CUDA)
-// rows, columns; bits, starts, values, their type and number, bytes of a cell at most.
-using TilesArguments = std::tuple<int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, int, int64_t, int64_t>;
-// Tokens and warps of a block, splits of the columns.
-using CutArguments = std::tuple<int64_t, int64_t, int64_t>;
-
-// Starts lie on the device: the caller made them, and with them the largest cell.
-void spmm_cuda(uintptr_t y, int y_type, uintptr_t x, int x_type, int64_t tokens, int64_t stride,
-               const TilesArguments& weight, uintptr_t scale, uintptr_t bias, int bias_type, int activation,
-               const CutArguments& cut, uintptr_t parts, uintptr_t stream) {
-    const auto [rows, columns, bits, starts, values, type, count, largest] = weight;
-    const auto [block, warps, splits] = cut;
-    const int64_t cells = area((rows + 15) / 16, (columns + 63) / 64);
-    const int64_t written = area(tokens, rows), read = area(tokens, columns);
-    require(y_type >= 0 && y_type <= 2, "y must be float32, bfloat16 or float16");
-    require(x_type >= 0 && x_type <= 2, "x must be float32, bfloat16 or float16");
-    require(type >= 0 && type <= 3, "values must be float32, bfloat16, float16 or int8");
-    require(activation >= 0 && activation <= 2, "unknown activation");
-    require(largest >= 0 && largest % 16 == 0, "cells must hold multiples of 16 bytes");
-    require(x % 16 == 0 && values % 16 == 0, "x and values must be aligned to 16 bytes");
-    require(stride >= 0 && stride % (x_type == 0 ? 4 : 8) == 0, "rows of x must be aligned to 16 bytes");
-    require(splits >= 1, "at least one split");
-    const int64_t partial = splits > 1 ? area(splits, written) : 0;
-    const pyprune::cuda::Tiles tiles{rows,
-                                     columns,
-                                     pointer<const uint32_t>(bits, area(cells, 32), "bits"),
-                                     pointer<const int32_t>(starts, cells + 1, "starts"),
-                                     pointer<const void>(values, count, "values"),
-                                     static_cast<ValueType>(type),
-                                     largest};
-    const pyprune::cuda::SpmmEnd end{reinterpret_cast<const float*>(scale), reinterpret_cast<const void*>(bias),
-                                     element(bias_type), static_cast<pyprune::Activation>(activation)};
-    py::gil_scoped_release release;
-    pyprune::cuda::spmm(pointer<void>(y, written, "y"), element(y_type), pointer<const void>(x, read, "x"),
-                        element(x_type), tokens, stride, tiles, end, {block, warps, splits},
-                        pointer<float>(parts, partial, "parts"), reinterpret_cast<void*>(stream));
-}
-#endif
-
 }  // namespace
 
 SparseRows sparse_rows(const RowsArguments& weight) {
@@ -144,9 +101,6 @@ void bind_sparse(py::module_& module) {
                py::arg("weight"), py::arg("scale"), py::arg("bias"), py::arg("activation"), py::arg("threads"),
                py::arg("pairs") = false);
     module.def("spmm_tile", &spmm_tile);
-#if defined(PYPRUNE_HAS_CUDA)
-    module.def("spmm_cuda", &spmm_cuda);
-#endif
     module.attr("panel_rows") = pyprune::kPanelRows;
 }
 
