@@ -142,7 +142,12 @@ def choose(op: str, device: str) -> Choice:
     BackendError
         ``PYPRUNE_BACKEND`` names an unknown backend, or one that cannot serve this op here.
     """
-    return _choose(op, device, _setting(FORCE))
+    return _choose(op, device, forced())
+
+
+def forced() -> str:
+    """The backend that ``PYPRUNE_BACKEND`` names; empty without it."""
+    return _setting(FORCE)
 
 
 def _setting(name: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
+from pyprune.units import LayerShape
 
 MEASURES = ("flops", "macs", "parameters")
 
@@ -111,14 +112,16 @@ def unit_costs(shape: EncoderShape, measure: str, tokens: float) -> UnitCosts:
     """
     if measure not in MEASURES:
         raise InputError(f"no budget is counted in {measure!r}", hint=f"one of {', '.join(MEASURES)}")
-    d, w = shape.hidden, shape.head_width
+    units = LayerShape((shape.head_width,), (shape.head_width,), 0), LayerShape((), (), 1)
     if measure == "parameters":
-        return UnitCosts(measure, 4 * d * w + 3 * w, 2 * d + 1)
+        always = LayerShape((), (), 0).parameters(shape.hidden)
+        head, neuron = (unit.parameters(shape.hidden) - always for unit in units)
+        return UnitCosts(measure, head, neuron)
     if not (math.isfinite(tokens) and tokens > 0):
         raise InputError("operations are counted for a number of tokens above 0", seen=str(tokens))
     factor = 2 if measure == "flops" else 1
-    head = factor * (4 * d * w * tokens + 2 * w * tokens**2)
-    return UnitCosts(measure, max(round(head), 1), max(round(factor * 2 * d * tokens), 1))
+    head, neuron = (max(round(factor * unit.macs(shape.hidden, tokens)), 1) for unit in units)
+    return UnitCosts(measure, head, neuron)
 
 
 def allowance(share: float, total: int) -> int:

@@ -229,23 +229,26 @@ def load(path: str | os.PathLike[str], *, dense: bool = False, **options: Any) -
         damaged or do not fit the config.
     """
     folder = Path(path).expanduser()
-    sparse = is_sparse(folder)
-    if not sparse and not is_compact(folder):
-        _existing(folder)
-        return model_class(read_config(folder)).from_pretrained(folder, **options)
-    dtype, attention = options.pop("dtype", None), None if sparse else options.pop("attn_implementation", None)
-    if options or not isinstance(dtype, torch.dtype | None):
-        raise InputError(
-            f"{'sparse storage is' if sparse else 'compact models are'} loaded with "
-            + ("dense= and dtype= only" if sparse else "dtype= and attn_implementation= only"),
-            seen=", ".join(options) or f"dtype={dtype!r}",
-            hint="dtype=torch.float32; or dense storage (pyprune.result.export) and from_pretrained"
-            if sparse
-            else None,
+    if is_sparse(folder):
+        _check_options(
+            options,
+            "sparse storage is loaded with dense= and dtype= only",
+            hint="dtype=torch.float32; or dense storage (pyprune.result.export) and from_pretrained",
         )
-    if sparse:
-        return load_sparse(folder, dense=dense, dtype=dtype)
-    return load_compact(folder, dtype=dtype, attention=attention)
+        return load_sparse(folder, dense=dense, **options)
+    if is_compact(folder):
+        attention = options.pop("attn_implementation", None)
+        _check_options(options, "compact models are loaded with dtype= and attn_implementation= only")
+        return load_compact(folder, attention=attention, **options)
+    _existing(folder)
+    return model_class(read_config(folder)).from_pretrained(folder, **options)
+
+
+def _check_options(options: Mapping[str, Any], message: str, hint: str | None = None) -> None:
+    """Raise InputError unless there is nothing but a dtype."""
+    others, dtype = [name for name in options if name != "dtype"], options.get("dtype")
+    if others or not isinstance(dtype, torch.dtype | None):
+        raise InputError(message, seen=", ".join(others) or f"dtype={dtype!r}", hint=hint)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

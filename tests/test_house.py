@@ -30,6 +30,7 @@ SAME_FLOOR = {
     *(("commands", other) for other in ("demo", "bench", "attack", "report", "progress")),
     *((room, other) for room in ("demo", "bench", "attack") for other in ("progress", "commands")),
     ("report", "commands"),
+    ("budgets", "units"),
 }
 ONLY_IN = {
     "transformers": {

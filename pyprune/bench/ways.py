@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import pyprune
+from pyprune.sparse.onnx_file import write_onnx
 
 Batch = dict[str, Tensor]
 # Of the weights. Activations have the same type, float32 with int8 weights.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _FLOATING = ("float32", "bfloat16")
+_SCORES = ("logits", "start_logits")
 
 
 @dataclass(frozen=True)
@@ -97,23 +99,12 @@ def _optimize(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
 class _Session:
     """A model in onnxruntime, for any number and length of sequences."""
 
-    def __init__(self, model: Any, batch: Batch) -> None:
+    def __init__(self, model: Any) -> None:
         import onnxruntime
 
-        names = list(batch)
-        axes = {name: {0: "sequences", 1: "tokens"} for name in names}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            torch.onnx.export(
-                _ByPlace(model, names),
-                tuple(batch.values()),
-                str(path),
-                input_names=names,
-                output_names=["logits"],
-                dynamic_axes={**axes, "logits": {0: "sequences"}},
-                opset_version=17,
-                dynamo=False,
-            )
+            self._score = next(name for name in write_onnx(model, path)["outputs"] if name in _SCORES)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             options.inter_op_num_threads = 1
@@ -125,22 +116,11 @@ class _Session:
     def __call__(self, **batch: Tensor) -> Any:
         # token types, if they were there at the export and are not now, are all the first one
         given = {name: batch.get(name, torch.zeros_like(batch["input_ids"])).numpy() for name in self._names}
-        return SimpleNamespace(logits=torch.from_numpy(self._session.run(None, given)[0]))
-
-
-class _ByPlace(nn.Module):
-    """Inputs by place and logits alone, as an export wants them."""
-
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return logits(self.model(**dict(zip(self.names, tensors, strict=True))))
+        return SimpleNamespace(logits=torch.from_numpy(self._session.run([self._score], given)[0]))
 
 
 def _onnxruntime(model: Any, dtype: torch.dtype, batch: Batch) -> Any:
-    return _Session(model, batch)
+    return _Session(model)
 
 
 WAYS = (

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparsity by every denominator in use, counted from masks; versions and memory for the report."""
+"""Sparsity by every denominator in use, counted from masks; versions, time and memory for the report."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -123,3 +125,15 @@ def _status(key: str) -> int | None:
     except OSError:
         pass
     return None
+
+
+@contextmanager
+def timed(seconds: MutableMapping[str, float], stage: str) -> Iterator[None]:
+    """Add the time spent within to a stage, that of the device included."""
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds[stage] += time.perf_counter() - begin

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from pyprune import solvers
@@ -158,7 +156,7 @@ class Driver:
         steps = len(self.adapter.linears(shapes[0])) * (len(shapes) - outcome.resumed) + outcome.resumed
         self.progress.start(steps, "embedding the calibration text")
         try:
-            with _timed(outcome, "embed"), self.blocks.embedding() as ready:
+            with accounting.timed(outcome.seconds, "embed"), self.blocks.embedding() as ready:
                 stream = DualStream(ready, self.adapter, self.batches, spill=self.spill)
             with stream:
                 for index in range(len(shapes)):
@@ -169,18 +167,18 @@ class Driver:
 
     def _block(self, stream: DualStream, outcome: Outcome, index: int, *, last: bool) -> None:
         prefix = self.adapter.block_name(self.blocks.model, index)
-        with _timed(outcome, "load"):
+        with accounting.timed(outcome.seconds, "load"):
             dense, block = self.blocks.open(index)
         if self.journal is not None and index < outcome.resumed:
             self._restore(block, prefix, self.journal.load(index), outcome)
             if not last:
-                with _timed(outcome, "resume"):
+                with accounting.timed(outcome.seconds, "resume"):
                     stream.skip(dense, block)
             self.progress.advance(f"{prefix} (from the journal)")
             return
         self._prune_block(stream, dense, block, prefix, outcome, index)
         if not last:
-            with _timed(outcome, "advance"):
+            with accounting.timed(outcome.seconds, "advance"):
                 stream.advance(block)
 
     def _restore(self, block: nn.Module, prefix: str, finished: FinishedBlock, outcome: Outcome) -> None:
@@ -217,7 +215,7 @@ class Driver:
                 if len(records) < len(linears):
                     self.progress.advance(record["name"])
         if self.journal is not None:
-            with _timed(outcome, "journal"):
+            with accounting.timed(outcome.seconds, "journal"):
                 self.journal.save(index, FinishedBlock(_tensors(linears), masks, records))
         self._enter(prefix, masks, records, outcome)
         # Told only now: whoever stops the run here finds the block in the journal.
@@ -231,7 +229,7 @@ class Driver:
         linears = self.adapter.linears(block)
         members = {name: linears[name] for name in group}
         site = f"{prefix}.{group[0]}" + (f" (and {len(group) - 1} more)" if len(group) > 1 else "")
-        with _timed(outcome, "statistics"):
+        with accounting.timed(outcome.seconds, "statistics"):
             moments = self._measure(stream, dense, block, number, members, site)
         yield from self._solve(moments, members, prefix, outcome)
 
@@ -257,7 +255,7 @@ class Driver:
         names = {name: f"{prefix}.{name}" for name in members}
         problems = self.recipe.problems(moments, members, names)
         for name, linear in members.items():
-            with _timed(outcome, "solve"):
+            with accounting.timed(outcome.seconds, "solve"):
                 solution = solvers.solve(
                     problems.pop(name), self.pattern, self.recipe.solver, damping=self.damping, **self.options
                 )
@@ -299,14 +297,3 @@ def _tensors(linears: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-@contextmanager
-def _timed(outcome: Outcome, stage: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    try:
-        yield
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        outcome.seconds[stage] += time.perf_counter() - begin

@@ -165,8 +165,7 @@ def prune(
         kept = Journal(folder, fingerprint(given_sha256, calibration.sha256, settings, device.type), resume=resume)
     clock.ready()
     work = model if inplace else copy.deepcopy(model)
-    types = {name: p.dtype for name, p in [*work.named_parameters(), *work.named_buffers()]}
-    work.float()
+    types = to_float32(work)
     with quiet(work):
         outcome = Driver(
             blocks=InMemory(work, adapter),
@@ -197,6 +196,13 @@ def prune(
 
 
 def check_model(model: Any) -> Adapter:
+    """The adapter of a model that can be pruned.
+
+    Raises
+    ------
+    InputError
+        It is none, of an unknown family, or not what that family computes.
+    """
     if isinstance(model, (str, os.PathLike)):
         raise InputError(
             "model must be a loaded model",
@@ -210,7 +216,15 @@ def check_model(model: Any) -> Adapter:
     return adapter
 
 
+def to_float32(model: nn.Module) -> dict[str, torch.dtype]:
+    """Compute in float32 from here on; the types there were, for :func:`restore_types`."""
+    types = {name: tensor.dtype for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    model.float()
+    return types
+
+
 def restore_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
+    """Give every tensor the type that it had."""
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         if tensor.dtype != types[name]:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.budgets import KeptUnits, UnitCosts, allowance, keep_best
+from pyprune.methods.accounting import timed
 from pyprune.methods.calibration import Calibration
 from pyprune.methods.driver import Progress
 from pyprune.methods.objectives import Objective, Predictions
@@ -81,16 +81,9 @@ class UnitRun:
         with self.timed("embed"):
             return ResidualStreams(self.model, self.adapter, self.calibration.batches)
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> AbstractContextManager[None]:
         """Add the time spent within to a stage."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds[stage] += time.perf_counter() - begin
+        return timed(self.seconds, stage)
 
     def note(self, text: str) -> None:
         """Something a person should read."""

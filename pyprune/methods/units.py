@@ -17,7 +17,7 @@ from pyprune.errors import InputError
 from pyprune.methods import accounting
 from pyprune.methods.calibration import gather
 from pyprune.methods.driver import Progress, Silent
-from pyprune.methods.entry import check_model, restore_types
+from pyprune.methods.entry import check_model, restore_types, to_float32
 from pyprune.methods.journal import model_sha256
 from pyprune.methods.kprune import KPrune, UnitMagnitude
 from pyprune.methods.kwon import Kwon
@@ -134,9 +134,9 @@ def prune_units(
     sha256 = model_sha256(getattr(model, "config", None), sorted(model.state_dict().items()))
     clock.ready()
     work = model if inplace else copy.deepcopy(model)
-    types = {name: value.dtype for name, value in [*work.named_parameters(), *work.named_buffers()]}
+    types = to_float32(work)
     trained = [parameter for parameter in work.parameters() if parameter.requires_grad]
-    work.float().requires_grad_(False)  # gradients are taken of gates only
+    work.requires_grad_(False)  # gradients are taken of gates only
     generator = torch.Generator().manual_seed(seed)
     run = UnitRun(work, adapter, calibration, costs, share, objective, generator, progress)
     progress.start(len(run.parts), "measuring heads and neurons")

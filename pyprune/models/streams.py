@@ -106,6 +106,14 @@ def _spill_error(error: OSError, folder: Path, needed: int) -> InputError:
     )
 
 
+def first_calls(model: nn.Module, block: nn.Module, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, BlockCall]]:
+    """What the first block of a model is called with, batch by batch: hidden states, and the rest of the call."""
+    shared = Shared()
+    for batch in batches:
+        hidden, call = capture_call(model, block, batch)
+        yield hidden, shared.call(call)
+
+
 class DualStream:
     """Hidden states of a dense and a pruned model over the same batches.
 
@@ -143,10 +151,8 @@ class DualStream:
         try:
             for name in ("dense", "pruned", "middle", "target"):
                 self._stores[name] = MemoryStore(shapes, device) if spill is None else DiskStore(spill, shapes, device)
-            shared = Shared()
-            for index, batch in enumerate(batches):
-                hidden, call = capture_call(model, first, batch)
-                self._calls.append(shared.call(call))
+            for index, (hidden, call) in enumerate(first_calls(model, first, batches)):
+                self._calls.append(call)
                 self._stores["dense"].put(index, hidden)
                 self._stores["pruned"].put(index, hidden)
         except BaseException:

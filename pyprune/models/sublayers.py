@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pyprune.budgets import EncoderShape
 from pyprune.errors import InputError
 from pyprune.models.adapters import Adapter
-from pyprune.models.replay import BlockCall, Shared, capture_call, run_block, substituted
-from pyprune.models.streams import Batch, MemoryStore
+from pyprune.models.replay import BlockCall, run_block, substituted
+from pyprune.models.streams import Batch, MemoryStore, first_calls
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,8 @@ class ResidualStreams:
         shapes = [(*mask.shape, int(config.hidden_size)) for mask in self.keep]
         device = batches[0]["input_ids"].device
         self._teacher, self._student = MemoryStore(shapes, device), MemoryStore(shapes, device)
-        shared = Shared()
-        for index, batch in enumerate(batches):
-            hidden, call = capture_call(model, self._blocks[0], batch)
-            self._calls.append(shared.call(call))
+        for index, (hidden, call) in enumerate(first_calls(model, self._blocks[0], batches)):
+            self._calls.append(call)
             self._teacher.put(index, hidden)
             self._student.put(index, hidden)
         output = self._calls[0].run(self._blocks[0], self._teacher.get(0))

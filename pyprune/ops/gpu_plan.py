@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pyprune.errors import InputError
-from pyprune.ops.sparse_weight import VALUE_TYPES
-from pyprune.ops.spmm_plan import Verdict
+from pyprune.ops.spmm_plan import Verdict, described
 
 
 @dataclass(frozen=True)
@@ -187,14 +185,8 @@ def faster_on_gpu(
     >>> faster_on_gpu(4096, 4096, 0.1, dtype=torch.bfloat16, tokens=1, arch=90, backend="cuda").reason
     '10 % of 4096 x 4096 kept, 1 tokens: by analysis 0.68 x the time of the dense product'
     """
-    if min(out, columns, tokens) < 0 or not 0 <= density <= 1:
-        raise InputError(
-            "faster_on_gpu: a size is out of range", seen=f"{out} x {columns}, density {density}, {tokens} tokens"
-        )
-    if dtype not in VALUE_TYPES:
-        raise InputError(f"faster_on_gpu: values cannot be {dtype}", hint="float32, bfloat16, float16 or int8")
+    what = described("faster_on_gpu", out, columns, density, dtype, tokens)
     product, card = Product(out, columns, density, dtype, tokens, wide), card_of(arch)
-    what = f"{density:.0%} of {out} x {columns} kept, {tokens} tokens".replace("%", " %")
     if arrangement != "semi" and backend not in KERNELS:
         return Verdict("dense", f"{what}: there is no kernel for it on this GPU")
     seconds = {

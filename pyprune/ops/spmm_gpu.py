@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -35,7 +33,7 @@ def arrangement_of(
         return format
     if format == "block" and set(geometry) <= set(BLOCK_SIDES) and _has_triton(backend):
         return "block"
-    ours = os.environ.get(backends.FORCE) in ("cuda", "triton")
+    ours = backends.forced() in gpu_plan.KERNELS
     if format == "nm" and not ours and semi_structured.why_not(shape, dtype, geometry, arch) is None:
         return "semi"
     return format if backend == "torch" else "tiles"

@@ -67,20 +67,31 @@ def faster(
     >>> faster(768, 768, 0.9, dtype=torch.float32, tokens=1, isa="avx2").reason
     '90 % of 768 x 768 kept, 1 tokens: estimated 2.9 x the time of the dense product'
     """
-    if min(out, columns, tokens) < 0 or not 0 <= density <= 1:
-        raise InputError(
-            "faster: a size is out of range", seen=f"{out} x {columns}, density {density}, {tokens} tokens"
-        )
-    if dtype not in VALUE_TYPES:
-        raise InputError(f"faster: values cannot be {dtype}", hint="float32, bfloat16, float16 or int8")
+    what = described("faster", out, columns, density, dtype, tokens)
     isa = backends.instructions() if isa is None else isa
-    what = f"{density:.0%} of {out} x {columns} kept, {tokens} tokens".replace("%", " %")
     if isa == "none":
         return Verdict("dense", f"{what}: the compiled kernel is missing")
     ratio = _sparse(out, columns, density, dtype, tokens, isa) / _dense(out, columns, tokens)
     return Verdict(
         "sparse" if ratio <= 1 else "dense", f"{what}: estimated {ratio:.2g} x the time of the dense product"
     )
+
+
+def described(function: str, out: int, columns: int, density: float, dtype: torch.dtype, tokens: int) -> str:
+    """A product in words, for reasons.
+
+    Raises
+    ------
+    InputError
+        There is no such product; the message begins with ``function``.
+    """
+    if min(out, columns, tokens) < 0 or not 0 <= density <= 1:
+        raise InputError(
+            f"{function}: a size is out of range", seen=f"{out} x {columns}, density {density}, {tokens} tokens"
+        )
+    if dtype not in VALUE_TYPES:
+        raise InputError(f"{function}: values cannot be {dtype}", hint="float32, bfloat16, float16 or int8")
+    return f"{density:.0%} of {out} x {columns} kept, {tokens} tokens".replace("%", " %")
 
 
 def _sparse(out: int, columns: int, density: float, dtype: torch.dtype, tokens: int, isa: str) -> float:

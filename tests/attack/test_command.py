@@ -80,28 +80,3 @@ def test_two_models_and_an_earlier_run(
     table = capsys.readouterr().out
     assert f"{100 * document['aua']:.2f} %" in table
     assert "words: stand-in" in table
-
-
-@pytest.mark.usefixtures("_fake")
-def test_an_average_chosen_under_attack(
-    model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = str(build_checkpoint(tmp_path / "other", seed=1))
-    arguments = ["soup", model, other, "--select", data, "--limit", "20", "--select-by", "aua", "--recipe", "pwws"]
-    assert main([*arguments, "--output", str(tmp_path / "average"), "--json", "--quiet"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert (document["selection"]["by"], document["selection"]["recipe"]) == ("aua", "pwws")
-    attack = ["attack", "--data", data, "--limit", "20", "--recipe", "pwws", "--json", "--quiet"]
-    for member in document["members"]:
-        assert main([*attack, member["path"]]) == 0
-        assert json.loads(capsys.readouterr().out)["aua"] == member["score"]
-
-
-def test_an_average_under_attack_says_what_to_install(
-    model: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(library, "missing", lambda: ["textattack"])
-    arguments = ["soup", model, model, "--select", data, "--select-by", "aua", "--output", str(tmp_path / "average")]
-    assert main(arguments) == 1
-    assert library.install_line() in capsys.readouterr().err
-    assert not (tmp_path / "average").exists()

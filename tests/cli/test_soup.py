@@ -91,6 +91,7 @@ def test_chosen_under_attack(
     outcome = run(*choose)
     assert outcome.status == 1
     assert library.install_line() in outcome.err
+    assert not (tmp_path / "average").exists()
     monkeypatch.setattr(library, "missing", list)
     monkeypatch.setattr(pyprune.attack, "run", functools.partial(pyprune.attack.run, attacker=ByWeights))
     document = run(*choose, "--json").json
