@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which heads and neurons of an encoder are kept, what they cost, and the best ones that a budget allows."""
+"""What heads and neurons of an encoder cost, and the best ones that a budget allows."""
 
 from __future__ import annotations
 
@@ -11,57 +11,9 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.units import LayerShape
+from pyprune.units import LayerShape, Units
 
 MEASURES = ("flops", "macs", "parameters")
-
-
-@dataclass(frozen=True)
-class EncoderShape:
-    """Sizes of an encoder whose layers are all alike.
-
-    Attributes
-    ----------
-    layers, hidden : int
-        Layers, and features of the hidden states.
-    heads, head_width : int
-        Of one layer; channels of one head.
-    neurons : int
-        Of one layer's feed-forward half.
-    """
-
-    layers: int
-    hidden: int
-    heads: int
-    head_width: int
-    neurons: int
-
-
-@dataclass(frozen=True)
-class KeptUnits:
-    """The units of an encoder that are kept.
-
-    Attributes
-    ----------
-    heads : Tensor of bool, shape (layers, heads)
-    neurons : Tensor of bool, shape (layers, neurons)
-        True = kept, on the CPU.
-    """
-
-    heads: Tensor
-    neurons: Tensor
-
-    @classmethod
-    def all(cls, shape: EncoderShape) -> KeptUnits:
-        """Everything kept."""
-        return cls(
-            torch.ones(shape.layers, shape.heads, dtype=torch.bool),
-            torch.ones(shape.layers, shape.neurons, dtype=torch.bool),
-        )
-
-    def of(self, half: int) -> Tensor:
-        """The masks ``[layers, units]`` of one half of the layers: 0 for heads, 1 for neurons."""
-        return (self.heads, self.neurons)[half]
 
 
 @dataclass(frozen=True)
@@ -86,12 +38,15 @@ class UnitCosts:
         """Cost of a unit of one half: 0 for heads, 1 for neurons."""
         return (self.head, self.neuron)[half]
 
-    def total(self, kept: KeptUnits) -> int:
-        """Cost of all kept units."""
-        return self.head * int(kept.heads.sum()) + self.neuron * int(kept.neurons.sum())
+    def total(self, units: Units) -> int:
+        """Cost of all kept heads and neurons; heads count as whole ones."""
+        layers = units.layers
+        return self.head * sum(len(layer.heads) for layer in layers) + self.neuron * sum(
+            len(layer.neurons) for layer in layers
+        )
 
 
-def unit_costs(shape: EncoderShape, measure: str, tokens: float) -> UnitCosts:
+def unit_costs(units: Units, measure: str, tokens: float) -> UnitCosts:
     """Cost of a head and of a neuron.
 
     Multiply-adds of one sequence of ``tokens`` tokens: ``4·d·w·n + 2·n²·w`` a head of ``w`` channels, ``2·d·n`` a
@@ -100,27 +55,28 @@ def unit_costs(shape: EncoderShape, measure: str, tokens: float) -> UnitCosts:
 
     Parameters
     ----------
-    shape : EncoderShape
+    units : Units
+        Of the encoder; only its sizes are read.
     measure : {"flops", "macs", "parameters"}
     tokens : float
         Mean tokens of a sequence. Costs are rounded to whole numbers.
 
     Examples
     --------
-    >>> unit_costs(EncoderShape(12, 768, 12, 64, 3072), "flops", 128)
+    >>> unit_costs(Units.dense(768, 12, 64, 3072, layers=12), "flops", 128)
     UnitCosts(measure='flops', head=54525952, neuron=393216)
     """
     if measure not in MEASURES:
         raise InputError(f"no budget is counted in {measure!r}", hint=f"one of {', '.join(MEASURES)}")
-    units = LayerShape((shape.head_width,), (shape.head_width,), 0), LayerShape((), (), 1)
+    one = LayerShape((units.width,), (units.width,), 0), LayerShape((), (), 1)
     if measure == "parameters":
-        always = LayerShape((), (), 0).parameters(shape.hidden)
-        head, neuron = (unit.parameters(shape.hidden) - always for unit in units)
+        always = LayerShape((), (), 0).parameters(units.hidden)
+        head, neuron = (unit.parameters(units.hidden) - always for unit in one)
         return UnitCosts(measure, head, neuron)
     if not (math.isfinite(tokens) and tokens > 0):
         raise InputError("operations are counted for a number of tokens above 0", seen=str(tokens))
     factor = 2 if measure == "flops" else 1
-    head, neuron = (max(round(factor * unit.macs(shape.hidden, tokens)), 1) for unit in units)
+    head, neuron = (max(round(factor * unit.macs(units.hidden, tokens)), 1) for unit in one)
     return UnitCosts(measure, head, neuron)
 
 

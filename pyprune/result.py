@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,24 @@ from torch import Tensor, nn
 from pyprune.errors import InputError
 from pyprune.files import REPORT, whole_folder
 from pyprune.models.skeleton import model_class, read_config
-from pyprune.models.weights import Checkpoint, ShardWriter, Spec, TensorWriter
-from pyprune.ops.sparse_weight import SparseWeight, compress, pack_bits, unpack_bits
+from pyprune.sparse.exporting import bytes_of, compressed, copy_rest, write_dense
 from pyprune.sparse.linear import compress_as
-from pyprune.sparse.loading import empty_model, load_compact, load_sparse, open_sparse
+from pyprune.sparse.loading import load_compact, load_sparse, open_sparse
+from pyprune.sparse.mask_file import MASKS, mask_bytes, read_masks, write_masks
 from pyprune.sparse.saving import write_settings
 from pyprune.sparse.storage import is_sparse, stored_tensors, write_files
+from pyprune.structured import compact, expand, unit_masks
 from pyprune.structured.shapes import is_compact
+from pyprune.structured.unit_file import read_units, write_units
+from pyprune.units import Units
 
-STORAGES = ("dense", "sparse")
+STORAGES = ("dense", "sparse", "compact")
 VALUES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "int8": torch.int8,
 }
-MASKS = "pyprune_masks.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,31 @@ class PruneResult:
     Attributes
     ----------
     model : nn.Module
-        Pruned, in the dtype and on the device of the model that was given.
+        Pruned, in the dtype and on the device of the model that was given. What was removed is zero in it, weights,
+        heads and neurons alike; :meth:`compact` gives the smaller model.
     masks : dict of str to Tensor of bool
-        By linear name, ``[out, in]``, True = kept. Masks are explicit; a kept weight may be zero by chance.
+        By linear name, ``[out, in]``, True = kept. Masks are explicit; a kept weight may be zero by chance. Where
+        whole units went, masks are what ``units`` says, and read-only.
     report : dict
         JSON-able. ``pyprune``, ``method``, ``solver``, ``pattern``, ``settings``, ``seed``, ``versions``,
         ``threads``, ``device``, ``model``, ``data``; ``layers``: one record per linear with ``name``, ``rows``,
         ``cols``, ``kept``, ``sparsity``, ``error`` (``E‖Y − Ŷ‖² / E‖Y‖²`` against the dense model's output),
         ``local_error`` (the solver's own objective), ``damping``, ``condition``, ``seconds``, ``notes``;
         ``mean_error``; ``sparsity`` and ``counts`` by denominator; ``seconds`` by stage; ``memory``; ``notes``.
-        After a dry run only ``dry_run`` and ``plan``.
+        Of heads and neurons ``layers`` has one record per half of a block, with ``name``, ``kind``, ``units`` and
+        ``kept``, and there are ``budget`` and ``left`` (:func:`pyprune.methods.prune_units`). After a dry run only
+        ``dry_run`` and ``plan``.
     tokenizer : optional
         Saved along with the model.
+    units : Units, optional
+        Heads and neurons that are kept, where these were pruned.
     """
 
     model: nn.Module
     masks: dict[str, Tensor]
     report: dict[str, Any]
     tokenizer: Any = field(default=None, repr=False)
+    units: Units | None = field(default=None, repr=False)
 
     @property
     def dry_run(self) -> bool:
@@ -71,23 +79,26 @@ class PruneResult:
         path: str | os.PathLike[str],
         *,
         tokenizer: Any = None,
-        storage: str = "dense",
+        storage: str | None = None,
         values: str | None = None,
     ) -> Path:
         """Write a folder that :func:`pyprune.load` loads, and with ``storage="dense"`` plain transformers too.
 
         Config and tokenizer as transformers writes them, ``pyprune.json`` (the report), and the weights: dense ones in
         transformers' own files, beside them ``pyprune_masks.safetensors`` (masks, eight to a byte); sparse ones in
-        ``pyprune.safetensors`` (docs/format.md), which holds the masks too. The folder is written beside and then
-        renamed, so that it appears whole; an earlier pyprune folder of that name is replaced only then.
+        ``pyprune.safetensors`` (docs/format.md), which holds the masks too; compact ones in transformers' own files, as
+        narrow as the layers are. Which units are kept is in ``pyprune_units.json``. The folder is written beside and
+        then renamed, so that it appears whole; an earlier pyprune folder of that name is replaced only then.
 
         Parameters
         ----------
         path : str or Path
         tokenizer : optional
             Instead of the result's own.
-        storage : {"dense", "sparse"}
-            With or without the zeros of the pruned matrices.
+        storage : {"dense", "sparse", "compact"}, optional
+            "dense": with all zeros. "sparse": without the zeros of the pruned matrices. "compact": the physically
+            smaller model, without the removed heads and neurons. Default: "compact" where these were pruned, else
+            "dense".
         values : {"float32", "bfloat16", "float16", "int8"}, optional
             Of sparse matrices; by default their own type. int8 has a scale for each row. Everything else keeps its
             type.
@@ -100,47 +111,64 @@ class PruneResult:
         """
         if self.dry_run:
             raise InputError("a dry run has nothing to save", hint="run without dry_run")
+        storage = storage or ("dense" if self.units is None else "compact")
         dtype = _check_storage(storage, values)
         target = Path(path).expanduser().absolute()
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        plain = stored_tensors(self.model)
-        if storage == "dense":
-            needed = _bytes({}, plain) + sum(spec.bytes for spec in mask_specs(_shapes(self.masks)).values())
-            with whole_folder(target, needed) as part:
-                self._write(part, tokenizer)
+        if storage != "sparse":
+            model, masks = (self.model, self.masks) if storage == "dense" else (self.compact(), {})
+            with whole_folder(target, bytes_of({}, stored_tensors(model)) + mask_bytes(masks)) as part:
+                self._write(part, model, masks, tokenizer)
             return target
+        plain = stored_tensors(self.model)
         matrices = {
             name: compress_as(plain.pop(f"{name}.weight"), mask, dtype=dtype) for name, mask in self.masks.items()
         }
-        with whole_folder(target, _bytes(matrices, plain)) as part:
+        with whole_folder(target, bytes_of(matrices, plain)) as part:
             write_files(part, matrices, plain)
             self._write_rest(part, tokenizer)
         return target
 
-    def _write(self, folder: Path, tokenizer: Any) -> None:
-        from safetensors.torch import save_file
+    def compact(self) -> nn.Module:
+        """The physically smaller model, without the heads and neurons that were removed; outputs are the same.
 
-        model: Any = self.model
-        model.save_pretrained(folder, safe_serialization=True) if _takes_flag() else model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        packed = {name: pack_bits(mask.cpu()) for name, mask in self.masks.items()}
-        save_file(packed, folder / MASKS, metadata=mask_shapes(_shapes(self.masks)))
-        write_report(folder, self.report)
+        Raises
+        ------
+        InputError
+            Single weights were pruned, not units.
+        """
+        if self.units is None:
+            raise InputError(
+                "no heads or neurons were pruned, there is nothing to cut out",
+                seen=f"method {self.report.get('method', 'unknown')}",
+                hint='storage="sparse" leaves out single zeros; method="kprune" prunes heads and neurons',
+            )
+        return compact(self.model, self.units)
+
+    def _write(self, folder: Path, model: Any, masks: Mapping[str, Tensor], tokenizer: Any) -> None:
+        _save_plain(model, folder)
+        if masks:
+            write_masks(folder, masks)
+        self._write_notes(folder, tokenizer)
 
     def _write_rest(self, folder: Path, tokenizer: Any) -> None:
         write_settings(self.model, folder)
+        self._write_notes(folder, tokenizer)
+
+    def _write_notes(self, folder: Path, tokenizer: Any) -> None:
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        if self.units is not None:
+            write_units(folder, self.units)
         write_report(folder, self.report)
 
 
 def _check_storage(storage: str, values: str | None) -> torch.dtype | None:
     if storage not in STORAGES:
         raise InputError(f"unknown storage {storage!r}", hint=" or ".join(STORAGES))
-    if values is not None and (storage == "dense" or values not in VALUES):
+    if values is not None and (storage != "sparse" or values not in VALUES):
         raise InputError(
-            f"values={values!r} goes with sparse storage only" if storage == "dense" else f"unknown values {values!r}",
+            f"values={values!r} goes with sparse storage only" if storage != "sparse" else f"unknown values {values!r}",
             hint=", ".join(VALUES) + ' with storage="sparse"',
         )
     return None if values is None else VALUES[values]
@@ -152,25 +180,12 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
     (folder / REPORT).write_text(text + "\n", encoding="utf-8")
 
 
-def _takes_flag() -> bool:
+def _save_plain(model: Any, folder: Path) -> None:
     # transformers 5 writes nothing but safetensors and no longer knows the flag.
     import transformers
 
-    return int(transformers.__version__.split(".")[0]) < 5
-
-
-def mask_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """Metadata of the file of masks: what shapes the bits have."""
-    return {"shapes": json.dumps({name: list(shape) for name, shape in shapes.items()})}
-
-
-def _shapes(masks: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
-    return {name: mask.shape for name, mask in masks.items()}
-
-
-def mask_specs(shapes: Mapping[str, Sequence[int]]) -> dict[str, Spec]:
-    """Types and shapes in the file of masks."""
-    return {name: Spec(torch.uint8, (rows, -(-columns // 8))) for name, (rows, columns) in shapes.items()}
+    old = int(transformers.__version__.split(".")[0]) < 5
+    model.save_pretrained(folder, safe_serialization=True) if old else model.save_pretrained(folder)
 
 
 def load_masks(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -179,19 +194,33 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def each_mask(path: str | os.PathLike[str]) -> Iterator[tuple[str, Tensor]]:
-    """Names and masks of a saved result, one in memory at a time."""
-    from safetensors import safe_open
+    """Names and masks of a saved result, one in memory at a time.
 
+    Raises
+    ------
+    InputError
+        There are none: it is no result, or a compact one, whose :func:`load_units` there are.
+    """
     folder = _existing(path)
     if is_sparse(folder):
         files, _ = open_sparse(folder)
-        for name in files.layouts:
-            yield name, files.matrix(name).mask()
-        return
-    with safe_open(folder / MASKS, framework="pt") as file:
-        shapes = json.loads(file.metadata()["shapes"])
-        for name, (_, columns) in shapes.items():
-            yield name, unpack_bits(file.get_tensor(name), columns)
+        yield from ((name, files.matrix(name).mask()) for name in files.layouts)
+    elif (folder / MASKS).is_file():
+        yield from read_masks(folder)
+    else:
+        hint = "load_units: heads and neurons are cut out of it" if is_compact(folder) else None
+        raise InputError(f"{folder} has no masks", hint=hint)
+
+
+def load_units(path: str | os.PathLike[str]) -> Units | None:
+    """Heads, channels and neurons that a saved result has kept of the dense model; None where single weights went.
+
+    Raises
+    ------
+    InputError
+        No such result, or the file is damaged.
+    """
+    return read_units(_existing(path))
 
 
 def load_report(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -274,9 +303,9 @@ def export(
         A folder written by :meth:`PruneResult.save` or :func:`pyprune.prune_streaming`.
     output : str or Path
         Another folder.
-    storage : {"dense", "sparse"}
-        "dense" is what plain transformers loads, the bits of the weights equal (int8 values: float32). From dense to
-        sparse the saved masks say what is kept.
+    storage : {"dense", "sparse", "compact"}
+        "dense" is what plain transformers loads, the bits of the weights equal (int8 values: float32); cut heads and
+        neurons are zeros again. From dense to sparse the saved masks say what is kept, to compact the saved units.
     values : {"float32", "bfloat16", "float16", "int8"}, optional
         As for :meth:`PruneResult.save`.
 
@@ -295,72 +324,34 @@ def export(
     if target.resolve() == folder.resolve():
         raise InputError("the output is the folder of the model itself", hint="another folder")
     if storage == "sparse":
-        matrices, plain = _compressed(folder, dtype)
-        with whole_folder(target, _bytes(matrices, plain)) as part:
+        matrices, plain = compressed(folder, dtype)
+        with whole_folder(target, bytes_of(matrices, plain)) as part:
             write_files(part, matrices, plain)
-            _copy_rest(folder, part)
+            copy_rest(folder, part)
+    elif storage == "compact" or (is_compact(folder) and not is_sparse(folder)):
+        _write_units(folder, target, storage)
     elif is_sparse(folder):
-        _write_dense(folder, target)
+        write_dense(folder, target)
     else:
         raise InputError(f"{folder} is dense already", hint='storage="sparse" (--sparse)')
     return target
 
 
-def _compressed(folder: Path, dtype: torch.dtype | None) -> tuple[dict[str, SparseWeight], dict[str, Tensor]]:
-    """Matrices and plain tensors of a saved result."""
-    if is_sparse(folder):
-        files, _ = open_sparse(folder)
-        matrices = {name: _with_values(files.matrix(name), dtype) for name in files.layouts}
-        return matrices, {name: files.tensor(name) for name in files.plain}
-    source = Checkpoint(folder)
-    likes = stored_tensors(empty_model(source.shards))
-    for name, like in likes.items():
-        source.spec(name, like)
-    matrices = {}
-    for name, mask in load_masks(folder).items():
-        if f"{name}.weight" not in likes:
-            raise InputError(f"{folder} has a mask for {name}, which is no linear of the model")
-        weight = source.read(f"{name}.weight", likes.pop(f"{name}.weight"))
-        matrices[name] = compress_as(weight, mask, dtype=dtype)
-    return matrices, {name: source.read(name, like) for name, like in likes.items()}
-
-
-def _with_values(weight: SparseWeight, dtype: torch.dtype | None) -> SparseWeight:
-    if dtype in (None, weight.dtype):
-        return weight
-    return compress(weight.to_dense(), weight.mask(), format=weight.format, geometry=weight.geometry, dtype=dtype)
-
-
-def _write_dense(folder: Path, target: Path) -> None:
-    """Matrix by matrix."""
-    files, model = open_sparse(folder)
-    specs = {
-        name: files.plain[name] if name in files.plain else files.dense(name.removesuffix(".weight"))
-        for name in stored_tensors(model)
-    }
-    shapes = {name: layout.shape for name, layout in files.layouts.items()}
-    packed = mask_specs(shapes)
-    needed = sum(spec.bytes for spec in [*specs.values(), *packed.values()])
-    with (
-        whole_folder(target, needed) as part,
-        ShardWriter(part, specs) as weights,
-        TensorWriter(part / MASKS, packed, mask_shapes(shapes)) as masks,
-    ):
-        for name in files.plain:
-            weights.put(name, files.tensor(name))
-        for name in files.layouts:
-            weight = files.matrix(name)
-            weights.put(f"{name}.weight", weight.to_dense())
-            masks.put(name, pack_bits(weight.mask()))
-        _copy_rest(folder, part)
-
-
-def _copy_rest(folder: Path, part: Path) -> None:
-    """Config, tokenizer, report: what holds no weights."""
-    for file in folder.iterdir():
-        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
-            shutil.copyfile(file, part / file.name)
-
-
-def _bytes(matrices: Mapping[str, SparseWeight], plain: Mapping[str, Tensor]) -> int:
-    return sum(weight.nbytes for weight in matrices.values()) + sum(tensor.nbytes for tensor in plain.values())
+def _write_units(folder: Path, target: Path, storage: str) -> None:
+    """Cut out what the units of a folder do not keep, or put zeros in its place again."""
+    units = read_units(folder)
+    if storage == "compact":
+        if is_compact(folder):
+            raise InputError(f"{folder} is compact already", hint='storage="dense" (--dense)')
+        if units is None:
+            raise InputError(f"{folder} has all its heads and neurons", hint='storage="sparse" (--sparse)')
+        model = compact(load(folder, dense=True), units)
+        masks: Mapping[str, Tensor] = {}
+    else:
+        model = expand(load(folder), units)
+        masks = {} if units is None else unit_masks(model, units)
+    with whole_folder(target, bytes_of({}, stored_tensors(model)) + mask_bytes(masks)) as part:
+        copy_rest(folder, part)
+        _save_plain(model, part)
+        if masks:
+            write_masks(part, masks)

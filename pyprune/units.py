@@ -201,6 +201,15 @@ class Units:
         """Sizes of the layers."""
         return tuple(layer.shape for layer in self.layers)
 
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """Kept heads ``[layers, heads]`` and neurons ``[layers, neurons]``, bool, True = kept."""
+        heads = torch.zeros(len(self.layers), self.heads, dtype=torch.bool)
+        neurons = torch.zeros(len(self.layers), self.neurons, dtype=torch.bool)
+        for index, layer in enumerate(self.layers):
+            heads[index, list(layer.heads)] = True
+            neurons[index, list(layer.neurons)] = True
+        return heads, neurons
+
     def parameters(self) -> int:
         """Parameters of all layers, biases and norms included."""
         return sum(shape.parameters(self.hidden) for shape in self.shapes)

@@ -10,17 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyprune.budgets import EncoderShape, KeptUnits, UnitCosts, allowance, best_split, keep_best, unit_costs
+from pyprune.budgets import UnitCosts, allowance, best_split, keep_best, unit_costs
 from pyprune.errors import InputError
+from pyprune.units import Units
 
-BERT_BASE = EncoderShape(12, 768, 12, 64, 3072)
+BERT_BASE = Units.dense(768, 12, 64, 3072, layers=12)
 scores_of_few = st.lists(st.integers(0, 4).map(float), min_size=0, max_size=6)
 
 
 def test_costs_of_bert_base_are_those_published() -> None:
     # SST-2's mean length; dense totals and the ratio of a head to a neuron as in the released code of K-prune.
     costs = unit_costs(BERT_BASE, "flops", 25.16)
-    assert costs.total(KeptUnits.all(BERT_BASE)) == pytest.approx(4.30e9, rel=2e-3)
+    assert costs.total(BERT_BASE) == pytest.approx(4.30e9, rel=2e-3)
     assert costs.head / costs.neuron == pytest.approx(130, abs=1)
     macs = unit_costs(BERT_BASE, "macs", 128)
     assert (macs.head, macs.neuron) == (4 * 128 * 768 * 64 + 2 * 128**2 * 64, 2 * 128 * 768)
@@ -30,7 +31,7 @@ def test_costs_of_bert_base_are_those_published() -> None:
 def test_parameters_are_those_of_the_linears() -> None:
     costs = unit_costs(BERT_BASE, "parameters", 1.0)
     # All linear weights and biases of the encoder but the two output biases of each layer.
-    assert costs.total(KeptUnits.all(BERT_BASE)) == 84_934_656 + 82_944 - 12 * 2 * 768
+    assert costs.total(BERT_BASE) == 84_934_656 + 82_944 - 12 * 2 * 768
 
 
 @pytest.mark.parametrize(

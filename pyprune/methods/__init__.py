@@ -12,7 +12,7 @@ from pyprune.methods.kwon import Kwon
 from pyprune.methods.plan import Plan
 from pyprune.methods.request import available, describe
 from pyprune.methods.streaming import StreamResult, prune_streaming
-from pyprune.methods.units import UnitsResult, prune_units
+from pyprune.methods.units import prune_units
 
 __all__ = [
     "JournalError",
@@ -23,7 +23,6 @@ __all__ = [
     "Soup",
     "StreamResult",
     "UnitMagnitude",
-    "UnitsResult",
     "available",
     "describe",
     "prune",

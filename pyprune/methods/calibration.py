@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError
+from pyprune.methods.gold import batch_labels, row_labels
 from pyprune.methods.sentences import INPUTS, Ready, Take, read_rows
 from pyprune.models import Adapter
 from pyprune.tasks.perplexity import is_language_model
@@ -48,6 +49,8 @@ class Calibration:
         Sentences there were to be at most.
     max_length : int or None
         Tokens a sentence could have at most; None for batches, which are taken as they are.
+    labels : tuple of tuple of Tensor
+        Of every batch, if they were asked for: classes or numbers ``[rows]``, or starts and ends of answers.
     """
 
     batches: list[dict[str, Tensor]]
@@ -59,6 +62,7 @@ class Calibration:
     asked: int
     max_length: int | None = None
     notes: tuple[str, ...] = ()
+    labels: tuple[tuple[Tensor, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able description."""
@@ -93,6 +97,7 @@ def gather(
     text: str | None = None,
     text_pair: str | None = None,
     device: torch.device | None = None,
+    labels: str | None = None,
 ) -> Calibration:
     """Sample, tokenise and batch calibration data.
 
@@ -124,29 +129,38 @@ def gather(
         Columns of a ``Dataset``; guessed otherwise.
     device : torch.device, optional
         Where the batches go. Default: where the model is.
+    labels : {"classification", "regression", "answers"}, optional
+        Take labels along, of this kind.
 
     Raises
     ------
     InputError
-        No data, no tokenizer for texts, or data of another kind.
+        No data, no tokenizer for texts, or data of another kind; no labels where they were asked for.
     """
     config: Any = getattr(model, "config", None)
     limit = adapter.longest(config)
     samples, length, batch_size = _sizes(model, adapter, samples, max_length, batch_size)
     accepted = [name for name in INPUTS if name in inspect.signature(model.forward).parameters]
     device = next(model.parameters()).device if device is None else device
-    take = Take(tokenizer, samples, length, seed, joined=is_language_model(model))
+    known = None if labels is None else row_labels(data, model, labels)
+    take = Take(tokenizer, samples, length, seed, joined=is_language_model(model), labels=known)
     rows = read_rows(data, take, text, text_pair)
     notes: tuple[str, ...] = ()
+    gold: list[tuple[Tensor, ...]] = []
     if isinstance(rows, Ready):
         batches = [_ready_batch(batch, accepted) for batch in rows.batches]
+        gold = [] if labels is None else [batch_labels(batch, labels) for batch in rows.batches]
         _check_length(batches, limit)
         available, reached = None, None
     else:
         available, reached = rows.available, length
         pad = _padding_id(model, tokenizer)
         most = _most_tokens(adapter, config)
-        batches = [_pad(chosen, accepted, pad) for chosen in _by_length(rows.encoded, batch_size, most)]
+        groups = _by_length(rows.encoded, batch_size, most)
+        batches = [_pad([rows.encoded[row] for row in group], accepted, pad) for group in groups]
+        if rows.labels is not None:
+            kind = torch.float32 if labels == "regression" else torch.int64
+            gold = [(torch.tensor([rows.labels[row] for row in group]).to(kind),) for group in groups]
         cut = sum(len(row["input_ids"]) == length for row in rows.encoded)
         if 2 * cut > len(rows.encoded) and not take.joined:
             notes = (f"{cut} of {len(rows.encoded)} sentences reach max_length {length} and may be cut off",)
@@ -161,6 +175,7 @@ def gather(
         asked=samples,
         max_length=reached,
         notes=notes,
+        labels=tuple(tuple(label.to(device) for label in found) for found in gold),
     )
 
 
@@ -202,16 +217,17 @@ def _positive(name: str, value: int | None, default: int) -> int:
     return value
 
 
-def _by_length(encoded: list[dict[str, list[int]]], batch_size: int, most: int) -> list[list[dict[str, list[int]]]]:
+def _by_length(encoded: list[dict[str, list[int]]], batch_size: int, most: int) -> list[list[int]]:
+    """Numbers of the rows of each batch."""
     order = sorted(range(len(encoded)), key=lambda row: (-len(encoded[row]["input_ids"]), row))
-    groups: list[list[dict[str, list[int]]]] = []
+    groups: list[list[int]] = []
     room = 0
     for row in order:
         if room == 0:
             longest = max(len(encoded[row]["input_ids"]), 1)
             room = max(1, min(batch_size, most // longest))
             groups.append([])
-        groups[-1].append(encoded[row])
+        groups[-1].append(row)
         room -= 1
     return groups
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyprune import solvers
 from pyprune.methods import accounting
-from pyprune.methods.journal import FinishedBlock, Journal, JournalError
+from pyprune.methods.journal import FinishedBlock, Journal, linear_tensors
 from pyprune.methods.recipe import Recipe
 from pyprune.models import Adapter
 from pyprune.models.streams import DualStream
@@ -183,15 +183,7 @@ class Driver:
 
     def _restore(self, block: nn.Module, prefix: str, finished: FinishedBlock, outcome: Outcome) -> None:
         linears = self.adapter.linears(block)
-        own = _tensors(linears)
-        weights = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
-        if _shapes(finished.tensors) != _shapes(own) or _shapes(finished.masks) != weights:
-            raise JournalError(
-                f"the journal's {prefix} does not fit the model",
-                hint="remove the journal's folder and start again without resume",
-            )
-        for name, tensor in own.items():
-            tensor.copy_(finished.tensors[name])
+        finished.fill(linears, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, prefix)
         # In the model's order, as in a run of one piece: the saved files are then the same byte for byte.
         self._enter(prefix, {name: finished.masks[name] for name in linears}, finished.records, outcome)
 
@@ -216,7 +208,7 @@ class Driver:
                     self.progress.advance(record["name"])
         if self.journal is not None:
             with accounting.timed(outcome.seconds, "journal"):
-                self.journal.save(index, FinishedBlock(_tensors(linears), masks, records))
+                self.journal.save(index, FinishedBlock(linear_tensors(linears), masks, records))
         self._enter(prefix, masks, records, outcome)
         # Told only now: whoever stops the run here finds the block in the journal.
         self.progress.advance(records[-1]["name"])
@@ -285,15 +277,3 @@ class Driver:
                 },
                 solution.mask.cpu(),
             )
-
-
-def _tensors(linears: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
-    return {
-        f"{name}.{part}": value.detach()
-        for name, linear in linears.items()
-        for part, value in linear.named_parameters()
-    }
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

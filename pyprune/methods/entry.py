@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyprune.errors import InputError
 from pyprune.methods.calibration import gather
@@ -19,7 +18,9 @@ from pyprune.methods.journal import Journal, fingerprint, model_sha256
 from pyprune.methods.plan import estimate, make_plan
 from pyprune.methods.report import Clock, make_report
 from pyprune.methods.request import resolve
-from pyprune.models import Adapter, adapter_for
+from pyprune.methods.unit_request import UnitMethod, is_unit_method, refuse_for_units, refuse_targets
+from pyprune.methods.units import prune_units
+from pyprune.methods.working_copy import check_model, restore_types, to_float32
 from pyprune.models.replay import quiet
 from pyprune.patterns import Pattern
 from pyprune.result import PruneResult
@@ -30,12 +31,15 @@ def prune(
     data: Any,
     *,
     tokenizer: Any = None,
-    method: str = "akr",
+    method: str | UnitMethod = "akr",
     sparsity: float | None = None,
     pattern: Pattern | str | None = None,
     solver: str | None = None,
     rectify: bool | None = None,
     damping: float | None = None,
+    target_flops: float | None = None,
+    target_macs: float | None = None,
+    target_parameters: float | None = None,
     samples: int | None = None,
     max_length: int | None = None,
     batch_size: int | None = None,
@@ -50,7 +54,7 @@ def prune(
     dry_run: bool = False,
     solver_options: Mapping[str, Any] | None = None,
 ) -> PruneResult:
-    """Prune all linears of a model's blocks, without retraining and without labels.
+    """Prune all linears of a model's blocks, or whole heads and neurons, without retraining and without labels.
 
     Embeddings, norms, biases, the pooler and the head are not pruned. Statistics, targets and solutions are
     computed in evaluation mode, float32 with float64 sums. The same seed, machine and thread count give the same
@@ -66,8 +70,11 @@ def prune(
         :class:`pyprune.tasks.Examples`, or batches with ``input_ids`` and ``attention_mask``.
     tokenizer : optional
         Of transformers; needed for texts, and saved with the result.
-    method : str
-        ``"akr"`` (default), ``"magnitude"``, ``"wanda"``, ``"sparsegpt"`` or ``"obs"``.
+    method : str or settings
+        For single weights ``"akr"`` (default), ``"magnitude"``, ``"wanda"``, ``"sparsegpt"`` or ``"obs"``. For heads
+        and feed-forward neurons of encoders ``"kprune"``, ``"kwon"`` or ``"unit-magnitude"``, or :class:`KPrune`,
+        :class:`Kwon` or :class:`UnitMagnitude` of :mod:`pyprune.methods` with settings of your own; these take a
+        target in place of sparsity, pattern, solver, rectify, spill and solver_options.
     sparsity : float, optional
         Fraction of zeros in each linear. Default 0.5, or what ``pattern`` says.
     pattern : Unstructured, NM, Block or str, optional
@@ -80,13 +87,16 @@ def prune(
         With ``rectify=True`` the bias is always refitted.
     damping : float, optional
         Ridge relative to the mean diagonal of the inputs' second moments. Default: the solver's own.
+    target_flops, target_macs, target_parameters : float, optional
+        The part of the dense encoder's that may be *left*, from 0 to 1: 0.4 removes 60 %. Exactly one of them, with a
+        method for heads and neurons. Operations are counted at the mean length of the calibration text.
     samples : int, optional
         Calibration sentences at most, drawn without replacement. Default 2560. For causal language models texts are
         joined and cut into sequences of ``max_length``, 128 of them.
     max_length : int, optional
         Tokens of a sentence at most. Default 128, for causal language models 2048.
     batch_size : int, optional
-        Sentences per forward pass at most. Default 64.
+        Sentences per forward pass at most. Default 64, for heads and neurons 32.
     seed : int
         Which sentences are drawn.
     text, text_pair : str, optional
@@ -121,7 +131,45 @@ def prune(
     --------
     >>> result = pyprune.prune(model, sentences, tokenizer=tokenizer, sparsity=0.7)  # doctest: +SKIP
     >>> result.save("pruned")  # doctest: +SKIP
+    >>> result = pyprune.prune(  # doctest: +SKIP
+    ...     model, sentences, tokenizer=tokenizer, method="kprune", target_flops=0.4
+    ... )
     """
+    targets = {"flops": target_flops, "macs": target_macs, "parameters": target_parameters}
+    if is_unit_method(method):
+        unfit = {
+            "sparsity": sparsity,
+            "pattern": pattern,
+            "solver": solver,
+            "rectify": rectify,
+            "spill": spill,
+            "solver_options": solver_options or None,
+        }
+        refuse_for_units(method, unfit)
+        return prune_units(
+            model,
+            data,
+            tokenizer=tokenizer,
+            method=method,
+            target_flops=target_flops,
+            target_macs=target_macs,
+            target_parameters=target_parameters,
+            damping=damping,
+            samples=samples,
+            max_length=max_length,
+            batch_size=batch_size,
+            seed=seed,
+            text=text,
+            text_pair=text_pair,
+            inplace=inplace,
+            journal=journal,
+            resume=resume,
+            progress=progress,
+            dry_run=dry_run,
+        )
+    if not isinstance(method, str):
+        raise InputError("method is a name, or settings of a method for heads and neurons", seen=repr(method)[:80])
+    refuse_targets(method, targets)
     clock = Clock()
     progress = Silent() if progress is None else progress
     folder = None if journal is None else Path(journal).expanduser()
@@ -193,39 +241,3 @@ def prune(
         clock=clock,
     )
     return PruneResult(work, outcome.masks, report, tokenizer)
-
-
-def check_model(model: Any) -> Adapter:
-    """The adapter of a model that can be pruned.
-
-    Raises
-    ------
-    InputError
-        It is none, of an unknown family, or not what that family computes.
-    """
-    if isinstance(model, (str, os.PathLike)):
-        raise InputError(
-            "model must be a loaded model",
-            seen=repr(model),
-            hint="AutoModelForSequenceClassification.from_pretrained(path)",
-        )
-    if not isinstance(model, nn.Module):
-        raise InputError("model must be a torch module", seen=type(model).__name__)
-    adapter = adapter_for(model)
-    adapter.check(model)
-    return adapter
-
-
-def to_float32(model: nn.Module) -> dict[str, torch.dtype]:
-    """Compute in float32 from here on; the types there were, for :func:`restore_types`."""
-    types = {name: tensor.dtype for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    model.float()
-    return types
-
-
-def restore_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
-    """Give every tensor the type that it had."""
-    tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in tensors:
-        if tensor.dtype != types[name]:
-            tensor.data = tensor.data.to(types[name])

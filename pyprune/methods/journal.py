@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyprune import backends
 from pyprune.errors import InputError
@@ -36,14 +36,52 @@ class FinishedBlock:
     tensors : dict of str to Tensor
         New weights and biases by parameter name relative to the block, float32.
     masks : dict of str to Tensor of bool
-        By linear name relative to the block, True = kept.
+        By linear name relative to the block, True = kept; of heads and neurons by these two names.
     records : list of dict
-        One per linear, in order.
+        One per linear or half, in order.
     """
 
     tensors: dict[str, Tensor]
     masks: dict[str, Tensor]
     records: list[dict[str, Any]]
+
+    def fill(self, linears: Mapping[str, nn.Linear], masks: Mapping[str, tuple[int, ...]], prefix: str) -> None:
+        """Put the weights into a block's linears.
+
+        Parameters
+        ----------
+        linears : mapping of str to nn.Linear
+        masks : mapping of str to tuple of int
+            Names and shapes that the masks should have.
+        prefix : str
+            The block's name, for errors.
+
+        Raises
+        ------
+        JournalError
+            Names or shapes are others.
+        """
+        own = linear_tensors(linears)
+        if _shapes(self.tensors) != _shapes(own) or _shapes(self.masks) != masks:
+            raise JournalError(
+                f"the journal's {prefix} does not fit the model",
+                hint="remove the journal's folder and start again without resume",
+            )
+        for name, tensor in own.items():
+            tensor.copy_(self.tensors[name])
+
+
+def linear_tensors(linears: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
+    """Weights and biases of linears by name."""
+    return {
+        f"{name}.{part}": value.detach()
+        for name, linear in linears.items()
+        for part, value in linear.named_parameters()
+    }
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 class Journal:

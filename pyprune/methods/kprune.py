@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyprune.budgets import KeptUnits
 from pyprune.errors import InputError
 from pyprune.methods.objectives import Predictions
-from pyprune.methods.unit_run import OUT, UnitRun, assemble, choose, fit, gather_moments, measure
+from pyprune.methods.unit_run import OUT, UnitRun, choose, fit, gather_moments, measure
 from pyprune.models.sublayers import ResidualStreams, SubLayer
 from pyprune.stats import energies, grouped
 
@@ -54,44 +53,62 @@ class KPrune:
     sample_first: bool = False
 
     name = "kprune"
+    line = "heads and neurons, sub-layer by sub-layer, what is left refitted to the dense model (Park et al. 2024)"
+    resumes = True
 
     def __post_init__(self) -> None:
         if min(self.energy_weight, self.damping, self.head_weight or 0.0) < 0 or self.temperature <= 0:
             raise InputError("weights and damping are at least 0, the temperature above 0", seen=str(self))
 
-    def run(self, run: UnitRun) -> KeptUnits:
+    def run(self, run: UnitRun) -> None:
         """Prune the run's model in place, bottom up."""
+        batches = len(run.calibration.batches)
+        left = len(run.dense.layers) - run.resumed
+        run.progress.start(run.resumed + 2 * left * (batches + 1), "embedding the calibration text")
         streams = run.streams()
         with run.timed("embed"):
             outputs = zip(streams.outputs(0), streams.keep, strict=True)
             dense = [run.objective.read(output, keep) for output, keep in outputs]
-        left = run.budget(run.share)
-        masks: list[Tensor] = []
-        blocks = run.adapter.blocks(run.model)
-        for block, parts in zip(blocks, zip(run.parts[0::2], run.parts[1::2], strict=True), strict=True):
+        budget = run.budget(run.share)
+        for number, block in enumerate(run.adapter.blocks(run.model)):
             teacher = copy.deepcopy(block)
+            parts = run.parts[2 * number : 2 * number + 2]
+            restored = run.restore(number)
             for part in parts:
-                above = run.parts[part.index :]
-                scores = self._scores(run, streams, above, dense)
-                with run.timed("search"):
-                    kept = choose(run, above, scores, left)[0]
-                    left -= run.costs.of(part.half) * int(kept.sum())
-                with run.timed("moments"):
-                    moments = gather_moments(streams, teacher, block, part)
-                with run.timed("solve"):
-                    found = fit(part, moments, kept, self.damping) if self.tune else {}
-                    part.remove(kept)
-                    error = moments.error(OUT, part.writes.weight, part.writes.bias)
-                masks.append(kept)
-                run.record(part, kept, error=error, **found)
-            with run.timed("advance"):
-                streams.advance(teacher, block)
-        return assemble(masks)
+                if not restored:
+                    self._prune(run, streams, teacher, part, dense, budget)
+                budget -= run.costs.of(part.half) * int(run.masks[part.index].sum())
+            if parts[-1] is not run.parts[-1]:
+                with run.timed("advance"):
+                    streams.advance(teacher, block)
+
+    def _prune(
+        self,
+        run: UnitRun,
+        streams: ResidualStreams,
+        teacher: nn.Module,
+        part: SubLayer,
+        dense: Sequence[Predictions],
+        budget: int,
+    ) -> None:
+        """One sub-layer; ``budget`` is for it and all above."""
+        above, block = run.parts[part.index :], run.adapter.blocks(run.model)[part.block]
+        scores, notes = self._scores(run, streams, above, dense)
+        with run.timed("search"):
+            kept = choose(run, above, scores, budget)[0]
+        with run.timed("moments"):
+            moments = gather_moments(streams, teacher, block, part)
+        with run.timed("solve"):
+            found = fit(part, moments, kept, self.damping) if self.tune else {"notes": []}
+            part.remove(kept)
+            error = moments.error(OUT, part.writes.weight, part.writes.bias)
+        found["notes"] = notes + found["notes"]
+        run.record(part, kept, error=error, **found)
 
     def _scores(
         self, run: UnitRun, streams: ResidualStreams, parts: Sequence[SubLayer], dense: Sequence[Predictions]
-    ) -> list[Tensor]:
-        """Knowledge of every unit of ``parts`` by its cost, ``[units]`` each."""
+    ) -> tuple[list[Tensor], list[str]]:
+        """Knowledge of every unit of ``parts`` by its cost, ``[units]`` each; and notes."""
 
         def drawn(_: int, predictions: Predictions) -> Tensor:
             return run.objective.sampled(predictions, run.generator)
@@ -110,24 +127,26 @@ class KPrune:
             score = grouped(predicted + self.energy_weight * written, part.width, "mean")
             weight = 1.0 if part.half else (part.width if self.head_weight is None else self.head_weight)
             scores.append(weight * score / run.costs.of(part.half))
-        return scores
+        return scores, measured.notes
 
 
 @dataclass(frozen=True)
 class UnitMagnitude:
     """Units go whose weights are smallest: sum of squares of all that belong to one, by its cost."""
 
-    name = "magnitude"
+    name = "unit-magnitude"
+    line = "heads and neurons of the smallest weights go, the rest stay as they are"
+    resumes = False
 
-    def run(self, run: UnitRun) -> KeptUnits:
+    def run(self, run: UnitRun) -> None:
         """Prune the run's model in place, all at once."""
+        run.progress.start(len(run.parts), "comparing weights")
         with run.timed("search"):
             scores = [self._sizes(part) / run.costs.of(part.half) for part in run.parts]
             masks = choose(run, run.parts, scores, run.budget(run.share))
         for part, kept in zip(run.parts, masks, strict=True):
             part.remove(kept)
             run.record(part, kept)
-        return assemble(masks)
 
     @staticmethod
     def _sizes(part: SubLayer) -> Tensor:

@@ -74,6 +74,16 @@ class Objective:
         ]
         return temperature**2 * torch.stack(losses).mean()
 
+    def against(self, student: Predictions, labels: Predictions) -> Tensor:
+        """Loss against given labels: classes ``[rows]``, numbers ``[rows]``, or starts and ends of answers ``[rows]``.
+
+        Cross entropy, or for regression half the squared distance.
+        """
+        if self.kind == "regression":
+            return 0.5 * (student[0] - labels[0].reshape(student[0].shape)).square().sum()
+        pairs = zip(student, labels, strict=True)
+        return torch.stack([functional.cross_entropy(logits, gold, reduction="sum") for logits, gold in pairs]).mean()
+
     def sampled(self, student: Predictions, generator: torch.Generator) -> Tensor:
         """Loss against labels drawn from the model's own predictions; squares of its gradients are Fisher information.
 

@@ -71,6 +71,21 @@ class Memory:
     def to_dict(self) -> dict[str, int]:
         return {**asdict(self), "total": self.total}
 
+    def describe(self, *, streaming: bool = False) -> str:
+        """One line for a person."""
+        parts = {
+            "hidden states": self.streams,
+            "blocks" if streaming else "copies": self.model,
+            "activations": self.forward,
+            "statistics": self.statistics,
+            "solver": self.solver,
+            "embeddings, at first": self.embeddings,
+            "storing": self.storing,
+        }
+        detail = ", ".join(f"{name} {size / _MIB:,.0f}" for name, size in parts.items() if size)
+        where = "in all, the model is never whole in memory" if streaming else "beyond the model"
+        return f"memory: about {self.total / _MIB:,.0f} MiB {where} ({detail})"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -114,22 +129,11 @@ class Plan:
     def describe(self) -> list[str]:
         """A few lines for a person."""
         memory = self.memory
-        parts = {
-            "hidden states": memory.streams,
-            "blocks" if self.streaming else "copies": memory.model,
-            "activations": memory.forward,
-            "statistics": memory.statistics,
-            "solver": memory.solver,
-            "embeddings, at first": memory.embeddings,
-            "storing": memory.storing,
-        }
-        detail = ", ".join(f"{name} {size / _MIB:,.0f}" for name, size in parts.items() if size)
-        where = "in all, the model is never whole in memory" if self.streaming else "beyond the model"
         lines = [
             f"{self.method}: {self.pattern}, solver {self.solver}, {len(self.layers)} linear layers",
             f"weights: {self.kept:,} of {self.weights:,} stay ({1 - self.kept / self.weights:.2%} removed)",
             f"calibration: {self.data['sentences']:,} sentences, {self.data['tokens']:,} tokens",
-            f"memory: about {memory.total / _MIB:,.0f} MiB {where} ({detail})",
+            memory.describe(streaming=self.streaming),
         ]
         if memory.disk:
             what = "the journal, the result and spilled hidden states" if self.streaming else "spilled hidden states"
@@ -211,8 +215,8 @@ def estimate(model: nn.Module, adapter: Adapter, calibration: Calibration, *, sp
     return Memory(
         model=copy + twin,
         streams=(0 if spill else states) + _masks(calibration, adapter, config),
-        forward=_forward(calibration, config, _outs(groups[2])),
-        statistics=max(_statistics(group[0].in_features, _outs(group)) for group in groups),
+        forward=forward_bytes(calibration, config, _outs(groups[2])),
+        statistics=max(statistics_bytes(group[0].in_features, _outs(group)) for group in groups),
         solver=max(_solver(group[0].in_features, _outs(group)) for group in groups),
         disk=states if spill else 0,
     )
@@ -244,7 +248,7 @@ def _outs(group: Sequence[nn.Linear]) -> int:
     return sum(linear.out_features for linear in group)
 
 
-def _fused(config: Any) -> bool:
+def fused(config: Any) -> bool:
     """Whether attention scores are never held as a whole."""
     return getattr(config, "_attn_implementation", None) == "sdpa"
 
@@ -253,7 +257,7 @@ def _masks(calibration: Calibration, adapter: Adapter, config: Any) -> int:
     # Of encoders only one row of a mask is kept, and of masks that are alike one (pyprune/models/replay.py).
     if not adapter.causal:
         return 0
-    size = 1 if _fused(config) else 4
+    size = 1 if fused(config) else 4
     padded = full = 0
     for batch in calibration.batches:
         sentences, tokens = batch["input_ids"].shape
@@ -265,18 +269,20 @@ def _masks(calibration: Calibration, adapter: Adapter, config: Any) -> int:
     return padded + full
 
 
-def _forward(calibration: Calibration, config: Any, inner: int) -> int:
+def forward_bytes(calibration: Calibration, config: Any, inner: int) -> int:
+    """Activations of one block of the largest batch."""
     hidden, heads, most = int(config.hidden_size), int(config.num_attention_heads), 0
     for batch in calibration.batches:
         sentences, tokens = batch["input_ids"].shape
         # Query, key, value, context and residuals; the feed-forward before and after its activation; the scores.
         features = sentences * tokens * (10 * hidden + 3 * inner)
-        scores = 0 if _fused(config) else 2 * sentences * heads * tokens * tokens
+        scores = 0 if fused(config) else 2 * sentences * heads * tokens * tokens
         most = max(most, features + scores)
     return 4 * most
 
 
-def _statistics(inputs: int, outputs: int) -> int:
+def statistics_bytes(inputs: int, outputs: int) -> int:
+    """Moments of a group, and the chunk of rows being summed."""
     sums = 8 * (inputs * inputs + inputs * outputs)
     return sums + 4 * CHUNK * (inputs + outputs) + 12 * CHUNK * max(inputs, outputs)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,19 @@ class Clock:
         """Preparation is over."""
         self.prepared = time.perf_counter() - self.begin
         self.resident = accounting.resident_bytes()
+
+    def seconds(self, stages: Mapping[str, float]) -> dict[str, float]:
+        """Of the preparation, of stages, and in all."""
+        return {"prepare": self.prepared, **stages, "total": time.perf_counter() - self.begin}
+
+    def memory(self, device: torch.device) -> dict[str, int | None]:
+        """Bytes before the work, and at most."""
+        return {
+            "resident_before": self.resident,
+            # Of the process so far: larger than this run's own where something before it needed more.
+            "peak": accounting.peak_bytes(),
+            "cuda_peak": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        }
 
 
 def make_report(
@@ -65,15 +79,50 @@ def make_report(
     mean = calibration.tokens / max(calibration.sentences, 1)
     counts = accounting.count(model, adapter, removed, outcome.units, mean)
     weights = sum(record["rows"] * record["cols"] for record in records)
-    config: Any = model.config
-    found = accounting.versions()
     settings = request.settings(calibration.batches)
     del settings["batches"], settings["seed"]
     return {
-        "pyprune": found["pyprune"],
         "method": plan.method,
         "solver": plan.solver,
         "pattern": plan.pattern,
+        **circumstances(model, adapter, calibration, sha256=sha256, device=device),
+        "layers": records,
+        "mean_error": sum(record["error"] for record in records) / len(records),
+        "weighted_error": sum(record["error"] * record["rows"] * record["cols"] for record in records) / weights,
+        "sparsity": {name: entry["removed"] / entry["total"] for name, entry in counts.items()},
+        "counts": counts,
+        "seconds": clock.seconds(outcome.seconds),
+        "resumed_blocks": outcome.resumed,
+        "notes": list(plan.notes),
+        "seed": request.seed,
+        "settings": {**settings, "sparsity": request.pattern.sparsity, **choices},
+        "memory": {
+            "planned": plan.memory.total,
+            "planned_disk": plan.memory.disk,
+            **clock.memory(device),
+        },
+    }
+
+
+def circumstances(
+    model: nn.Module, adapter: Adapter, calibration: Calibration, *, sha256: str, device: torch.device
+) -> dict[str, Any]:
+    """Versions, threads, device, model and data of a run, for its report.
+
+    Parameters
+    ----------
+    model, adapter
+        Only names are read.
+    calibration : Calibration
+    sha256 : str
+        Of the model as given.
+    device : torch.device
+        Where it ran.
+    """
+    config: Any = model.config
+    found = accounting.versions()
+    return {
+        "pyprune": found["pyprune"],
         "versions": found,
         "threads": {"torch": torch.get_num_threads(), "kernels": backends.threads()},
         "device": str(device),
@@ -84,26 +133,4 @@ def make_report(
             "sha256": sha256,
         },
         "data": calibration.to_dict(),
-        "layers": records,
-        "mean_error": sum(record["error"] for record in records) / len(records),
-        "weighted_error": sum(record["error"] * record["rows"] * record["cols"] for record in records) / weights,
-        "sparsity": {name: entry["removed"] / entry["total"] for name, entry in counts.items()},
-        "counts": counts,
-        "seconds": {
-            "prepare": clock.prepared,
-            **outcome.seconds,
-            "total": time.perf_counter() - clock.begin,
-        },
-        "resumed_blocks": outcome.resumed,
-        "notes": list(plan.notes),
-        "seed": request.seed,
-        "settings": {**settings, "sparsity": request.pattern.sparsity, **choices},
-        "memory": {
-            "planned": plan.memory.total,
-            "planned_disk": plan.memory.disk,
-            "resident_before": clock.resident,
-            # Of the process so far: larger than this run's own where something before it needed more.
-            "peak": accounting.peak_bytes(),
-            "cuda_peak": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        },
     }

@@ -15,6 +15,7 @@ from pyprune.errors import InputError
 from pyprune.methods.akr import AKR
 from pyprune.methods.one_shot import MAGNITUDE, OBS, SPARSEGPT, WANDA
 from pyprune.methods.recipe import Recipe
+from pyprune.methods.unit_request import UNIT_METHODS
 from pyprune.patterns import Pattern, parse_pattern
 
 RECIPES = {recipe.name: recipe for recipe in (AKR, MAGNITUDE, WANDA, SPARSEGPT, OBS)}
@@ -22,12 +23,13 @@ RECIPES = {recipe.name: recipe for recipe in (AKR, MAGNITUDE, WANDA, SPARSEGPT, 
 
 def available() -> tuple[str, ...]:
     """Names that ``prune(..., method=...)`` takes."""
-    return tuple(RECIPES)
+    return (*RECIPES, *UNIT_METHODS)
 
 
 def describe() -> dict[str, str]:
     """What each method does, in a line."""
-    return {name: recipe.line for name, recipe in RECIPES.items()}
+    lines = {name: recipe.line for name, recipe in RECIPES.items()}
+    return lines | {name: method.line for name, method in UNIT_METHODS.items()}
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,13 @@ def resolve(
 
 
 def _recipe(method: str, solver: str | None, rectify: bool | None) -> Recipe:
+    if method in UNIT_METHODS:
+        raise InputError(
+            f"{method} removes heads and neurons, which is not done block by block from disk",
+            hint=f"pyprune.prune with the model in memory; or one of {', '.join(RECIPES)}",
+        )
     if method not in RECIPES:
-        raise InputError(f"unknown method {method!r}", hint=f"one of {', '.join(RECIPES)}")
+        raise InputError(f"unknown method {method!r}", hint=f"one of {', '.join(available())}")
     recipe = RECIPES[method]
     if solver is not None:
         if solver not in solvers.available():

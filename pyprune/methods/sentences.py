@@ -19,21 +19,26 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 @dataclass(frozen=True)
 class Take:
-    """What is taken of texts: by which tokenizer, how many, how long, and whether they are joined first."""
+    """What is taken of texts: by which tokenizer, how many, how long, and whether they are joined first.
+
+    ``labels``, one for every row of the data, go along with the rows taken.
+    """
 
     tokenizer: Any
     samples: int
     length: int
     seed: int
     joined: bool
+    labels: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Token ids of the sentences taken, and how many there were to choose from."""
+    """Token ids of the sentences taken, how many there were to choose from, and their labels if asked for."""
 
     encoded: list[dict[str, list[int]]]
     available: int
+    labels: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def _from_dataset(data: Any, take: Take, text: str | None, text_pair: str | None
         raise InputError("data is a dictionary of splits", seen=str(list(data)), hint="pass data['train']")
     columns = list(data.column_names)
     if text is None and "input_ids" in columns:
-        return _tokenised(data, columns, take.samples, take.length, take.seed)
+        return _tokenised(data, columns, take)
     text, text_pair = _columns(columns, text, text_pair)
     pairs = None if text_pair is None else list(data[text_pair])
     return _encode(list(data[text]), pairs, take)
@@ -127,16 +132,22 @@ def _columns(columns: Sequence[str], text: str | None, text_pair: str | None) ->
     raise InputError("which column holds the text?", seen=", ".join(columns), hint="text=..., text_pair=...")
 
 
-def _tokenised(data: Any, columns: Sequence[str], samples: int, length: int, seed: int) -> Rows:
+def _tokenised(data: Any, columns: Sequence[str], take: Take) -> Rows:
     names = [name for name in INPUTS if name in columns]
-    encoded = []
-    for index in _sample(len(data), samples, seed):
+    encoded, chosen = [], []
+    for index in _sample(len(data), take.samples, take.seed):
         row = {name: torch.as_tensor(data[index][name]).tolist() for name in names}
         mask = row.setdefault("attention_mask", [1] * len(row["input_ids"]))
         # padding="max_length" is undone: batches pad to their own longest
-        end = min(max((at + 1 for at, real in enumerate(mask) if real), default=0), length)
-        encoded.append({name: values[:end] for name, values in row.items()})
-    return Rows([row for row in encoded if row["input_ids"]], len(data))
+        end = min(max((at + 1 for at, real in enumerate(mask) if real), default=0), take.length)
+        if end:
+            encoded.append({name: values[:end] for name, values in row.items()})
+            chosen.append(index)
+    return Rows(encoded, len(data), _labels(take, chosen))
+
+
+def _labels(take: Take, chosen: Sequence[int]) -> list[float] | None:
+    return None if take.labels is None else [take.labels[index] for index in chosen]
 
 
 def _encode(texts: list[str], pairs: list[str] | None, take: Take) -> Rows:
@@ -157,7 +168,8 @@ def _encode(texts: list[str], pairs: list[str] | None, take: Take) -> Rows:
         return_attention_mask=True,
     )
     names = [name for name in INPUTS if name in output]
-    return Rows([{n: list(output[n][row]) for n in names} for row in range(len(chosen))], len(texts))
+    encoded = [{name: list(output[name][row]) for name in names} for row in range(len(chosen))]
+    return Rows(encoded, len(texts), _labels(take, chosen))
 
 
 def _cut(ids: list[int], take: Take) -> Rows:

@@ -33,7 +33,8 @@ from pyprune.models.weights import (
 )
 from pyprune.ops.sparse_weight import pack_bits
 from pyprune.patterns import Pattern
-from pyprune.result import MASKS, mask_shapes, mask_specs, write_report
+from pyprune.result import write_report
+from pyprune.sparse.mask_file import MASKS, mask_shapes, mask_specs
 
 
 @dataclass(frozen=True)

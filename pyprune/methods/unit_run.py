@@ -12,21 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyprune.budgets import KeptUnits, UnitCosts, allowance, keep_best
+from pyprune.budgets import UnitCosts, allowance, keep_best
 from pyprune.methods.accounting import timed
 from pyprune.methods.calibration import Calibration
 from pyprune.methods.driver import Progress
+from pyprune.methods.journal import FinishedBlock, Journal, linear_tensors
 from pyprune.methods.objectives import Objective, Predictions
 from pyprune.models import Adapter
-from pyprune.models.sublayers import ResidualStreams, SubLayer, encoder_shape, gated, sub_layers
+from pyprune.models.sublayers import KINDS, ResidualStreams, SubLayer, gated, sub_layers
 from pyprune.solvers import LayerProblem
 from pyprune.stats import GateGradients, Moments
+from pyprune.structured import dense_units
+from pyprune.units import Units
 
 # Losses are divided by the sentences of a batch as published, whatever the batches here: squares of a batch's gradient
 # then keep their size beside other terms (Park et al., ICLR 2024, and Kwon et al., NeurIPS 2022).
 _PUBLISHED_BATCH = 32
 _CONSTANT = 1e-10  # part of an input's second moment; with less variance it is one with the bias
-KINDS = ("heads", "neurons")
 OUT = "out"  # the one target of a sub-layer's moments
 
 
@@ -46,14 +48,21 @@ class UnitRun:
     generator : torch.Generator
         For drawn labels.
     progress : Progress
+    journal : Journal, optional
+        Of finished blocks.
     parts : list of SubLayer
         Of the model, bottom up.
-    shape : EncoderShape
+    dense : Units
+        All units there were.
+    masks : list of Tensor of bool, shape (units,)
+        Of finished sub-layers, on the CPU.
     records : list of dict
-        One per sub-layer, for the report.
+        One per finished sub-layer, for the report.
     seconds : dict of str to float
         By stage.
     notes : list of str
+    resumed : int
+        Blocks that the journal holds.
     """
 
     model: nn.Module
@@ -64,17 +73,20 @@ class UnitRun:
     objective: Objective
     generator: torch.Generator
     progress: Progress
+    journal: Journal | None = None
+    masks: list[Tensor] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.parts = sub_layers(self.model, self.adapter)
-        self.shape = encoder_shape(self.parts)
+        self.dense = dense_units(self.model)
+        self.resumed = 0 if self.journal is None else self.journal.finished(len(self.dense.layers))
 
     def budget(self, share: float) -> int:
         """Cost of a part of the dense encoder, rounded down."""
-        return allowance(share, self.costs.total(KeptUnits.all(self.shape)))
+        return allowance(share, self.costs.total(self.dense))
 
     def streams(self) -> ResidualStreams:
         """Both streams at the first block; asked for while the model is dense."""
@@ -91,10 +103,46 @@ class UnitRun:
         self.progress.note(text)
 
     def record(self, part: SubLayer, kept: Tensor, **more: Any) -> None:
-        """Write down what became of a sub-layer, and that it is done."""
-        entry = {"name": part.name, "kind": KINDS[part.half], "units": part.units, "kept": int(kept.sum())}
+        """Write down what became of a sub-layer, into the journal too where its block is finished, and that it is done.
+
+        Parameters
+        ----------
+        part : SubLayer
+            Already cut.
+        kept : Tensor of bool, shape (units,)
+        **more
+            For its record.
+        """
+        entry = {"name": part.name, "kind": part.kind, "units": part.units, "kept": int(kept.sum())}
         self.records.append({**entry, **more})
+        self.masks.append(kept)
+        if self.journal is not None and part.half:
+            with self.timed("journal"):
+                linears = self.adapter.linears(self.adapter.blocks(self.model)[part.block])
+                masks = dict(zip(KINDS, self.masks[-2:], strict=True))
+                block = FinishedBlock(linear_tensors(linears), masks, self.records[-2:])
+                self.journal.save(part.block, block)
+        # Told only now: whoever stops the run here finds the block in the journal.
         self.progress.advance(part.name)
+
+    def restore(self, block: int) -> bool:
+        """Fill a block from the journal, if it is there."""
+        if self.journal is None or block >= self.resumed:
+            return False
+        with self.timed("resume"):
+            prefix = self.adapter.block_name(self.model, block)
+            shapes = {kind: (self.parts[2 * block + half].units,) for half, kind in enumerate(KINDS)}
+            finished = self.journal.load(block)
+            finished.fill(self.adapter.linears(self.adapter.blocks(self.model)[block]), shapes, prefix)
+        self.masks += [finished.masks[kind] for kind in KINDS]
+        self.records += finished.records
+        self.progress.advance(f"{prefix} (from the journal)")
+        return True
+
+    def units(self) -> Units:
+        """What is kept, of all sub-layers."""
+        heads, neurons = (torch.stack(self.masks[half::2]) for half in (0, 1))
+        return Units.from_masks(self.dense.hidden, heads, neurons, width=self.dense.width)
 
 
 @dataclass
@@ -107,10 +155,13 @@ class Measured:
         Of single channels and neurons, by the sub-layers' names.
     squares : dict of str to Tensor
         ``E[x²]`` over real tokens of what each gate multiplies, float64 ``[in]``.
+    notes : list of str
+        What a person should read.
     """
 
     gradients: GateGradients
     squares: dict[str, Tensor]
+    notes: list[str]
 
 
 def measure(
@@ -122,6 +173,8 @@ def measure(
     store: bool = False,
 ) -> Measured:
     """Gate gradients and energies of ``parts``, which begin in the block where the student's stream is.
+
+    Every batch is a step of the run's progress.
 
     Parameters
     ----------
@@ -153,9 +206,12 @@ def measure(
                 value = loss(number, run.objective.read(output, keep)) / _PUBLISHED_BATCH
                 found = torch.autograd.grad(value, list(gates.values()))
                 gradients.add(dict(zip(gates, found, strict=True)))
+            run.progress.advance(f"{parts[0].name}: measuring")
+    notes = []
     if loss is not None and gradients.check().excluded:
-        run.note(f"{gradients.excluded} batches without finite gradients were left out at {parts[0].name}")
-    return Measured(gradients, {name: value / run.calibration.tokens for name, value in squares.items()})
+        notes.append(f"{gradients.excluded} batches without finite gradients were left out")
+        run.progress.note(f"{parts[0].name}: {notes[0]}")
+    return Measured(gradients, {name: value / run.calibration.tokens for name, value in squares.items()}, notes)
 
 
 def choose(run: UnitRun, parts: Sequence[SubLayer], scores: Sequence[Tensor], budget: int) -> list[Tensor]:
@@ -163,11 +219,6 @@ def choose(run: UnitRun, parts: Sequence[SubLayer], scores: Sequence[Tensor], bu
     costs = torch.cat([torch.full((part.units,), run.costs.of(part.half), dtype=torch.int64) for part in parts])
     kept = keep_best(torch.cat([score.cpu() for score in scores]), costs, budget)
     return list(torch.split(kept, [part.units for part in parts]))
-
-
-def assemble(masks: Sequence[Tensor]) -> KeptUnits:
-    """The masks of all sub-layers, bottom up, as one."""
-    return KeptUnits(torch.stack(list(masks[0::2])), torch.stack(list(masks[1::2])))
 
 
 def gather_moments(streams: ResidualStreams, teacher: nn.Module, student: nn.Module, part: SubLayer) -> Moments:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyprune.budgets import EncoderShape
 from pyprune.errors import InputError
 from pyprune.models.adapters import Adapter
 from pyprune.models.replay import BlockCall, run_block, substituted
 from pyprune.models.streams import Batch, MemoryStore, first_calls
+
+KINDS = ("heads", "neurons")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class SubLayer:
     def half(self) -> int:
         """0 for attention, 1 for feed-forward."""
         return self.index % 2
+
+    @property
+    def kind(self) -> str:
+        """``"heads"`` or ``"neurons"``."""
+        return KINDS[self.half]
 
     @property
     def units(self) -> int:
@@ -95,14 +101,6 @@ def sub_layers(model: nn.Module, adapter: Adapter) -> list[SubLayer]:
             parts = tuple(linears[name] for name in reads)
             found.append(SubLayer(2 * number + half, f"{prefix}.{writes}", parts, linears[writes], width))
     return found
-
-
-def encoder_shape(parts: Sequence[SubLayer]) -> EncoderShape:
-    """Sizes of the encoder that these sub-layers make up."""
-    attention, feed = parts[0], parts[1]
-    return EncoderShape(
-        len(parts) // 2, attention.writes.out_features, attention.units, attention.width, feed.writes.in_features
-    )
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from pyprune.report.document import Bench, Document, Judged, Layer, Model
 from pyprune.report.maps import density
 from pyprune.report.measured import read_attack, read_bench, read_judged
 from pyprune.report.parts import Part, printable, read_json
-from pyprune.result import MASKS, each_mask
+from pyprune.result import each_mask
+from pyprune.sparse.mask_file import MASKS
 from pyprune.sparse.storage import is_sparse
 from pyprune.version import __version__
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
-from pyprune.structured.cutting import compact, dense_units, masked
+from pyprune.structured.cutting import compact, dense_units, masked, unit_masks
+from pyprune.structured.expanding import expand
 
-__all__ = ["compact", "dense_units", "masked"]
+__all__ = ["compact", "dense_units", "expand", "masked", "unit_masks"]

@@ -83,7 +83,7 @@ def masked(model: nn.Module, units: Units) -> nn.Module:
     adapter = _check(model, units)
     dense = copy.deepcopy(model)
     for block, layer in zip(adapter.blocks(dense), units.layers, strict=True):
-        for name, (rows, columns) in _kept(adapter, layer, units.width).items():
+        for name, (rows, columns) in kept_places(adapter, layer, units.width).items():
             linear = adapter.linears(block)[name]
             with torch.no_grad():
                 if rows is not None:
@@ -127,7 +127,57 @@ def shrink(model: nn.Module) -> None:
     blocks = adapter.blocks(model)
     shapes = from_config(config, layers=len(blocks), heads=heads, width=width, neurons=neurons)
     for block, shape in zip(blocks, shapes or (), strict=True):
-        _resize(block, adapter, shape, width)
+        resize(block, adapter, shape, width)
+
+
+def dense_shape(model: nn.Module) -> tuple[Adapter, Units]:
+    """The adapter of a compact model, and all units of the dense one that its config describes.
+
+    Raises
+    ------
+    InputError
+        It is no encoder of a known family, or its config states impossible sizes.
+    """
+    adapter, config = _encoder(model), model.config
+    names = (
+        "hidden_size",
+        "num_attention_heads",
+        "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size",
+    )
+    hidden, heads, neurons = (int(getattr(config, name)) for name in names)
+    if heads < 1 or hidden % heads:
+        raise InputError("heads do not divide the hidden size", seen=f"{heads} heads, {hidden} features")
+    return adapter, Units.dense(hidden, heads, hidden // heads, neurons, layers=len(adapter.blocks(model)))
+
+
+def unit_masks(model: nn.Module, units: Units) -> dict[str, Tensor]:
+    """What units keep of the weights of a dense model's linears.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense, or with zeros; only names and shapes are read.
+    units : Units
+
+    Returns
+    -------
+    dict of str to Tensor of bool
+        By full linear name, ``[out, in]``, True = kept. They are views of one row or column each: not to be written to.
+    """
+    adapter = _check(model, units)
+    found = {}
+    for index, (block, layer) in enumerate(zip(adapter.blocks(model), units.layers, strict=True)):
+        linears, prefix = adapter.linears(block), adapter.block_name(model, index)
+        for name, (rows, columns) in kept_places(adapter, layer, units.width).items():
+            shape = linears[name].weight.shape
+            # Rows of linears that read a half's input, columns of those that write its output.
+            kept = torch.ones(1, 1, dtype=torch.bool)
+            if rows is not None:
+                kept = ~_others(rows, shape[0])[:, None]
+            if columns is not None:
+                kept = kept & ~_others(columns, shape[1])
+            found[f"{prefix}.{name}"] = kept.expand(shape)
+    return found
 
 
 def _encoder(model: nn.Module) -> Adapter:
@@ -171,7 +221,7 @@ def _sizes(model: nn.Module, adapter: Adapter) -> tuple[int, int, int, int]:
     return hidden, heads, hidden // heads, neurons
 
 
-def _kept(adapter: Adapter, layer: LayerUnits, width: int) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+def kept_places(adapter: Adapter, layer: LayerUnits, width: int) -> dict[str, tuple[Tensor | None, Tensor | None]]:
     """Rows and columns that stay, by linear; None: all."""
     query, value = (
         torch.tensor(
@@ -200,8 +250,8 @@ def _others(kept: Tensor, count: int) -> Tensor:
 
 def _cut(block: nn.Module, adapter: Adapter, layer: LayerUnits, width: int) -> None:
     old = adapter.linears(block)
-    _resize(block, adapter, layer.shape, width)
-    for name, (rows, columns) in _kept(adapter, layer, width).items():
+    resize(block, adapter, layer.shape, width)
+    for name, (rows, columns) in kept_places(adapter, layer, width).items():
         new: Any = block.get_submodule(name)
         weight, bias = old[name].weight, old[name].bias
         for kept, dim in ((rows, 0), (columns, 1)):
@@ -217,12 +267,19 @@ def _picked(parameter: Tensor, kept: Tensor, dim: int) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=parameter.requires_grad and value.numel() > 0)
 
 
-def _resize(block: nn.Module, adapter: Adapter, shape: LayerShape, width: int) -> None:
-    """Put linears of these sizes, on the meta device, in place of the dense ones."""
-    linears = adapter.linears(block)
+def any_linears(block: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
+    """The linears of a block by relative name, those of compact layers too."""
+    found: dict[str, Any] = {name: block.get_submodule(name) for group in adapter.groups for name in group}
+    return found
+
+
+def resize(block: nn.Module, adapter: Adapter, shape: LayerShape, width: int) -> None:
+    """Put linears of these sizes, on the meta device, in place of those there are."""
+    linears = any_linears(block, adapter)
     (q, k, v), (out,), (up,), (down,) = adapter.groups
     hidden = linears[q].in_features
     attention: Any = block.get_submodule(q.rpartition(".")[0])
+    attention.__dict__.pop("forward", None)  # of one that had no heads
     whole = all(channels == width for channels in itertools.chain(shape.query, shape.value))
     padded = width if whole else max(1, *shape.query, *shape.value)
     # transformers 5 has the scale as a number, made of the dense width; before it was computed from what is there.

@@ -124,8 +124,8 @@ def test_masks_and_weights_are_those_of_the_paper(tiny: Tiny, batches_of: Batche
     reference = Published(model, batches, settings)
     masks = reference.run(share)
     result = prune_units(model, batches, method=settings, target_flops=share)
-    assert [result.kept.heads[0].tolist(), result.kept.neurons[0].tolist()] == masks[:2]
-    assert [result.kept.heads[1].tolist(), result.kept.neurons[1].tolist()] == masks[2:]
+    heads, neurons = (mask.tolist() for mask in result.units.masks())
+    assert [heads[0], neurons[0], heads[1], neurons[1]] == masks
     for batch in batches:
         with torch.no_grad():
             wanted, got = reference.model(**batch).logits, result.model(**batch).logits
@@ -137,11 +137,10 @@ def test_labels_can_be_drawn_for_the_first_sub_layer(tiny: Tiny, batches_of: Bat
     # Without the energies all units of the first measurement are equal; then the first ones stay.
     settings = [KPrune(energy_weight=0.0, sample_first=drawn) for drawn in (False, True, True)]
     results = [prune_units(model, batches_of(count=2), method=method, target_flops=0.2) for method in settings]
-    none, first, second = (result.kept for result in results)
-    assert none.heads[0].tolist() == [True, True, False, False]
-    assert first.heads[0].tolist() != [True, True, False, False]
-    assert torch.equal(first.heads, second.heads)
-    assert torch.equal(first.neurons, second.neurons)
+    none, first, second = (result.units for result in results)
+    assert none.layers[0].heads == (0, 1)
+    assert first.layers[0].heads != (0, 1)
+    assert first == second
 
 
 def test_dead_inputs_and_few_tokens_are_solved(tiny: Tiny, batches_of: Batches) -> None:

@@ -5,25 +5,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import pyprune
 from pyprune.errors import InputError
 from pyprune.methods import KPrune, Kwon, UnitMagnitude, prune_units
 from pyprune.models import adapter_for
 from pyprune.models.sublayers import sub_layers
-from pyprune.structured import compact, dense_units
-from pyprune.units import Units
+from pyprune.structured import dense_units
 
 Tiny = Callable[..., nn.Module]
 Batches = Callable[..., list[dict[str, Tensor]]]
 
-METHODS = ["kprune", "kwon", "magnitude"]
+METHODS = ["kprune", "kwon", "unit-magnitude"]
 KINDS = [
     ("bert", "classification", {}),
     ("roberta", "classification", {"num_labels": 1}),
@@ -55,7 +52,7 @@ def test_budget_is_met(tiny: Tiny, batches_of: Batches, kind: tuple[str, str, di
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
     assert all(parameter.requires_grad for parameter in first.model.parameters())
     for index, part in enumerate(sub_layers(first.model, adapter_for(model))):
-        kept = first.kept.of(index % 2)[index // 2]
+        kept = first.units.masks()[index % 2][index // 2]
         alive = part.writes.weight.any(dim=0).reshape(part.units, -1).any(dim=1)
         assert torch.equal(alive, kept)
         assert first.report["layers"][index]["kept"] == int(kept.sum())
@@ -66,8 +63,7 @@ def test_budget_is_met(tiny: Tiny, batches_of: Batches, kind: tuple[str, str, di
 def test_nothing_asked_changes_nothing(tiny: Tiny, batches_of: Batches, method: str) -> None:
     model = tiny("bert")
     result = prune_units(model, batches_of(count=2), method=method, target_flops=1.0)
-    assert bool(result.kept.heads.all())
-    assert bool(result.kept.neurons.all())
+    assert result.units == dense_units(model)
     for batch in batches_of():
         assert torch.allclose(_predict(result.model, batch), _predict(model, batch), atol=2e-5)
 
@@ -76,8 +72,7 @@ def test_nothing_asked_changes_nothing(tiny: Tiny, batches_of: Batches, method: 
 def test_everything_may_go(tiny: Tiny, batches_of: Batches, method: str) -> None:
     model = tiny("distilbert")
     result = prune_units(model, batches_of(count=2), method=method, target_parameters=0)
-    assert not bool(result.kept.heads.any())
-    assert not bool(result.kept.neurons.any())
+    assert not any(layer.heads or layer.neurons for layer in result.units.layers)
     for index, part in enumerate(sub_layers(result.model, adapter_for(model))):
         assert not bool(part.writes.weight.any())
         own = sub_layers(model, adapter_for(model))[index].writes.bias
@@ -113,7 +108,7 @@ def test_inplace(tiny: Tiny, batches_of: Batches) -> None:
     result = prune_units(model, batches_of(count=2), method=UnitMagnitude(), target_flops=0.5, inplace=True)
     assert result.model is model
     assert model.training
-    assert not bool(result.kept.neurons.all())
+    assert result.units != dense_units(model)
 
 
 def test_settings_reach_the_method(tiny: Tiny, batches_of: Batches) -> None:
@@ -122,12 +117,12 @@ def test_settings_reach_the_method(tiny: Tiny, batches_of: Batches) -> None:
     cut = prune_units(model, batches_of(count=2), method=KPrune(tune=False), target_flops=0.5)
     assert cut.report["settings"]["tune"] is False
     # Alike up to the first fit; from then on the tuned model follows the dense one more closely.
-    assert torch.equal(plain.kept.heads[0], cut.kept.heads[0])
+    assert plain.units.layers[0].heads == cut.units.layers[0].heads
     pairs = zip(plain.report["layers"], cut.report["layers"], strict=True)
     assert all(tuned["error"] <= left["error"] for tuned, left in pairs)
     scaled = prune_units(model, batches_of(count=2), method=Kwon(), target_flops=0.5)
     unscaled = prune_units(model, batches_of(count=2), method=Kwon(rescale=False), target_flops=0.5)
-    assert torch.equal(scaled.kept.neurons, unscaled.kept.neurons)
+    assert scaled.units == unscaled.units
     assert not torch.equal(_predict(scaled.model, batches_of()[0]), _predict(unscaled.model, batches_of()[0]))
 
 
@@ -149,22 +144,3 @@ def test_errors(tiny: Tiny, batches_of: Batches) -> None:
         prune_units(tiny("opt", "lm"), batches, target_flops=0.5)
     with pytest.raises(InputError, match="at least 0"):
         KPrune(damping=-1.0)
-
-
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
-@pytest.mark.parametrize("method", METHODS)
-def test_what_is_left_is_cut_out_and_stored(
-    tiny: Tiny, batches_of: Batches, family: str, method: str, tmp_path: Path
-) -> None:
-    model = tiny(family, "classification")
-    result = prune_units(model, batches_of(count=2), method=method, target_flops=0.3)
-    dense = dense_units(model)
-    units = Units.from_masks(dense.hidden, result.kept.heads, result.kept.neurons, width=dense.width)
-    assert units.parameters() < dense.parameters()
-    small = compact(result.model, units)
-    small.save_pretrained(tmp_path)
-    loaded = pyprune.load(tmp_path)
-    for batch in batches_of(count=2):
-        want = _predict(result.model.eval(), batch)
-        torch.testing.assert_close(_predict(small.eval(), batch), want, rtol=0, atol=1e-5)
-        assert torch.equal(_predict(loaded, batch), _predict(small, batch))
