@@ -30,6 +30,20 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """Argparse type: the part of something that may be left."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0.0 <= value <= 1.0:
+        hint = ""
+        if 1.0 < value <= 100.0:
+            hint = f"; did you mean {value / 100:g} ({value:g} % left, {100 - value:g} % removed)?"
+        raise argparse.ArgumentTypeError(f"{text} is not a part that may be left, from 0 to 1{hint}")
+    return value
+
+
 def positive(text: str) -> int:
     """Argparse type: a whole number of at least 1."""
     try:

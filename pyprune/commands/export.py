@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.commands import common
-from pyprune.result import VALUES
+from pyprune.result import STORAGES, VALUES
 
 _EPILOG = """\
 examples:
@@ -17,7 +17,10 @@ examples:
   pyprune export pruned --sparse small --values bfloat16
       float32, bfloat16, float16, or int8 with a scale for each row; without --values the bits stay
   pyprune export small --dense plain
-      with the zeros: for AutoModel*.from_pretrained, the same bits (int8: as float32)
+      with the zeros, those of removed heads and neurons too: for AutoModel*.from_pretrained, the same bits (int8: as
+      float32)
+  pyprune export pruned --compact smaller
+      without the heads and neurons that --storage dense has left as zeros
   pyprune export pruned --onnx pruned.onnx
       for other runtimes, any number and length of sequences; cut heads and neurons are not in it, single zeros are
 
@@ -30,7 +33,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
         help="store a pruned model with or without its zeros, or as ONNX",
-        description="Write a pruned model anew: with (--dense) or without (--sparse) its zeros, or as ONNX.",
+        description="Write a pruned model anew: with (--dense) or without (--sparse, --compact) its zeros, or as ONNX.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -39,6 +42,7 @@ def add(commands: Any) -> None:
     out = parser.add_argument_group("output").add_mutually_exclusive_group(required=True)
     out.add_argument("--dense", type=Path, metavar="DIR", help="for plain transformers")
     out.add_argument("--sparse", type=Path, metavar="DIR", help="for pyprune.load")
+    out.add_argument("--compact", type=Path, metavar="DIR", help="without removed heads and neurons, for pyprune.load")
     out.add_argument("--onnx", type=Path, metavar="FILE", help="for other runtimes (needs the package onnx)")
     parser.add_argument("--values", choices=tuple(VALUES), help="of the weights, with --sparse (default: as they are)")
     common.add_general(parser)
@@ -52,10 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.onnx is not None:
         return _onnx(arguments)
+    from pyprune.commands.checkpoints import silent_transformers
     from pyprune.result import export
 
-    storage = "sparse" if arguments.dense is None else "dense"
-    output = arguments.sparse or arguments.dense
+    silent_transformers()
+
+    outputs = {storage: getattr(arguments, storage) for storage in STORAGES}
+    storage, output = next((storage, path) for storage, path in outputs.items() if path is not None)
     common.writable_parent(output)
     folder = export(arguments.model, output, storage=storage, values=arguments.values)
     sizes = {name: _weights(path) for name, path in (("before", arguments.model.expanduser()), ("after", folder))}

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyprune.commands import common, streaming
+from pyprune.commands import common, streaming, units
 from pyprune.commands.evaluate import compared, judge
 from pyprune.commands.summary import plan_text, prune_text
+from pyprune.commands.unit_summary import unit_plan_text, unit_text
 from pyprune.errors import InputError, PypruneError
 
 _EPILOG = """\
@@ -30,14 +31,20 @@ examples:
       go on after Ctrl-C, a kill or a full disk; the result is the same to the last bit
   pyprune prune MODEL --data train.tsv --sparsity 0.9 --storage sparse --values bfloat16 --output pruned
       a seventh of the bytes, on disk and in memory; `pyprune export pruned --dense DIR` gives plain weights back
+  pyprune prune MODEL --data train.tsv --method kprune --target-flops 0.4 --output smaller
+      whole heads and neurons removed until at most 40 % of the encoder's FLOPs are LEFT (60 % go); the model saved is
+      physically smaller. --target-macs, --target-parameters count otherwise, --method kwon chooses otherwise
+  pyprune prune MODEL --task sst2 --method kprune --target-parameters 0.3 --storage dense --output pruned
+      the same with zeros in place, which plain transformers loads; `pyprune export pruned --compact DIR` cuts them out
   pyprune prune LLAMA --streaming --data train.txt --sparsity 0.5 --output pruned
       a language model that does not fit into memory, block by block; --spill DIR keeps activations on disk
   pyprune prune config.json --random-weights --dry-run
       the plan for a shape of which there is only a config; with --output its blocks are drawn and pruned
 
-OUTPUT holds model.safetensors, config and tokenizer, which AutoModel*.from_pretrained loads (with --storage sparse
-pyprune.safetensors, which pyprune.load loads), and pyprune.json with settings, versions, sparsity, error and seconds of
-every layer. While it runs, finished blocks are kept in OUTPUT.journal, which goes away at the end.
+OUTPUT holds model.safetensors, config and tokenizer, which AutoModel*.from_pretrained loads (pyprune.load where heads
+and neurons are cut out, and pyprune.safetensors of --storage sparse), and pyprune.json with settings, versions,
+sparsity, error and seconds of every layer. While it runs, finished blocks are kept in OUTPUT.journal, which goes away
+at the end.
 """
 
 
@@ -69,7 +76,12 @@ def add(commands: Any) -> None:
     data.add_argument(
         "--max-length", type=common.positive, metavar="N", help="tokens per row (default 128; language models: 2048)"
     )
-    data.add_argument("--batch-size", type=common.positive, metavar="N", help="rows per forward pass (default 64)")
+    data.add_argument(
+        "--batch-size",
+        type=common.positive,
+        metavar="N",
+        help="rows per forward pass (default 64; heads and neurons: 32)",
+    )
     data.add_argument("--seed", type=common.seed, default=0, metavar="N", help="of the draw (default 0)")
     how = parser.add_argument_group("pruning")
     known = ", ".join(methods.available())
@@ -113,8 +125,8 @@ def add(commands: Any) -> None:
     out.add_argument(
         "--storage",
         choices=STORAGES,
-        default="dense",
-        help="sparse: without the zeros, for pyprune.load (default dense, for plain transformers too)",
+        help="dense: with zeros in place, for plain transformers too; sparse: without single zeros, compact: without "
+        "removed heads and neurons, both for pyprune.load (default: compact where these are removed, else dense)",
     )
     out.add_argument(
         "--values", choices=tuple(VALUES), help="of the weights in sparse storage (default: the model's own type)"
@@ -122,6 +134,7 @@ def add(commands: Any) -> None:
     out.add_argument("--resume", action="store_true", help="go on with the finished blocks in OUTPUT.journal")
     out.add_argument("--dry-run", action="store_true", help="print plan and memory, change nothing")
     out.add_argument("--spill", type=Path, metavar="DIR", help="keep activations in files there instead of in memory")
+    units.add(parser)
     streaming.add(parser)
     common.add_general(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -213,6 +226,8 @@ def _note(progress: Any, *loaded: Any) -> None:
 def _tell(arguments: argparse.Namespace, saved: Path | None, report: dict[str, Any]) -> None:
     if arguments.json:
         common.print_json({"output": str(saved) if saved else None, **report})
+    elif units.chosen(arguments):
+        print(unit_text(report, str(saved) if saved else None, arguments.storage or "compact"))
     else:
         print(prune_text(report, str(saved) if saved else None))
 
@@ -221,13 +236,14 @@ def _tell_plan(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     if arguments.json:
         common.print_json(report)
     else:
-        print(plan_text(report["plan"]))
+        print((unit_plan_text if units.chosen(arguments) else plan_text)(report["plan"]))
     return 0
 
 
 def _check_usage(arguments: argparse.Namespace) -> None:
     from pyprune.patterns import NM
 
+    units.check_usage(arguments)
     streaming.check_usage(arguments)
     if arguments.data is None and arguments.task is None and not arguments.random_weights:
         arguments.parser.error("pass --data FILE or --task TASK: pruning needs some text (no labels)")
@@ -254,16 +270,15 @@ def _sparsity(arguments: argparse.Namespace) -> float:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
+    data = {name: getattr(arguments, name) for name in ("seed", "samples", "max_length", "batch_size")}
+    if units.chosen(arguments):
+        return data | units.settings(arguments)
+    return data | {
         "method": arguments.method,
         "sparsity": None if arguments.pattern is not None else _sparsity(arguments),
         "pattern": _pattern(arguments),
         "solver": arguments.solver,
         "rectify": arguments.rectify,
-        "seed": arguments.seed,
-        "samples": arguments.samples,
-        "max_length": arguments.max_length,
-        "batch_size": arguments.batch_size,
         "damping": arguments.damping,
         "spill": arguments.spill,
     }

@@ -32,7 +32,7 @@ def check_usage(arguments: argparse.Namespace) -> None:
         return
     if arguments.output is None and not arguments.dry_run:
         arguments.parser.error("--streaming goes with --output: finished blocks are written there")
-    if arguments.storage != "dense":
+    if arguments.storage not in (None, "dense"):
         arguments.parser.error("--streaming writes dense files; run `pyprune export OUTPUT --sparse DIR` afterwards")
     if arguments.evaluate is not None:
         arguments.parser.error("--evaluate needs the whole model in memory; run `pyprune evaluate OUTPUT` afterwards")

@@ -29,7 +29,7 @@ def prune_text(report: dict[str, Any], saved: str | None) -> str:
         ("layer error", f"{common.percent(report['mean_error'])} of the output's energy, mean of {len(layers)} layers")
     )
     rows.append(("", f"{common.percent(worst['error'])} in the worst, {worst['name']}"))
-    rows.append(("time", _seconds(report["seconds"])))
+    rows.append(("time", seconds_text(report["seconds"])))
     if report["memory"].get("peak"):
         rows.append(("peak memory", f"{common.mebibytes(report['memory']['peak'])}, all of the process"))
     rows += evaluation_rows(report.get("evaluation"))
@@ -103,7 +103,8 @@ def plan_text(plan: dict[str, Any]) -> str:
     return common.table(rows)
 
 
-def _seconds(seconds: dict[str, float]) -> str:
+def seconds_text(seconds: dict[str, float]) -> str:
+    """In all, and by stage."""
     text = common.duration(seconds["total"])
     parts = [f"{name} {common.duration(value)}" for name, value in seconds.items() if name != "total" and value >= 0.05]
     return f"{text} ({', '.join(parts)})" if parts else text

@@ -7,12 +7,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stopped_runs import finish, wait_for
 from tiny_checkpoint import build_checkpoint, build_data
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -25,20 +25,6 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("long")
     train, _ = build_data(folder, train=160)
     return build_checkpoint(folder / "model", layers=BLOCKS, hidden=64, inner=192), train
-
-
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.002)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=600)
-    assert "Traceback" not in err
-    return process.returncode, out, err
 
 
 def test_interrupt_and_kill_then_resume_gives_the_same_bytes(

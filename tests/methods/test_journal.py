@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from stopped_runs import Killed, Stopping
 from torch import Tensor, nn
 
 import pyprune
@@ -22,34 +23,6 @@ from pyprune.methods import JournalError
 
 Tiny = Callable[..., nn.Module]
 Batches = Callable[..., list[dict[str, Tensor]]]
-
-
-class _Killed(KeyboardInterrupt):
-    pass
-
-
-class _Progress:
-    """Notes what it is told, and stops the run after some steps."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.stop_after = stop_after
-        self.total = 0
-        self.steps: list[str] = []
-        self.finished = False
-
-    def start(self, total: int, description: str) -> None:
-        self.total = total
-
-    def advance(self, description: str) -> None:
-        self.steps.append(description)
-        if self.stop_after is not None and len(self.steps) == self.stop_after:
-            raise _Killed
-
-    def note(self, text: str) -> None:
-        pass
-
-    def finish(self) -> None:
-        self.finished = True
 
 
 def _equal(one: pyprune.PruneResult, other: pyprune.PruneResult) -> None:
@@ -69,13 +42,13 @@ def test_a_killed_run_goes_on_with_the_same_bits(
 ) -> None:
     model = tiny("bert", layers=3)
     want = pyprune.prune(model, batches_of())
-    killed = _Progress(stop_after=steps)
-    with pytest.raises(_Killed):
+    killed = Stopping(stop_after=steps)
+    with pytest.raises(Killed):
         pyprune.prune(model, batches_of(), journal=tmp_path / "journal", progress=killed)
     assert killed.total == 18
     assert killed.finished
     assert len(list((tmp_path / "journal").glob("block-*"))) == blocks
-    progress = _Progress()
+    progress = Stopping()
     result = pyprune.prune(model, batches_of(), journal=tmp_path / "journal", resume=True, progress=progress)
     assert result.report["resumed_blocks"] == blocks
     assert len(progress.steps) == progress.total == 18 - 5 * blocks
@@ -86,8 +59,8 @@ def test_every_method_resumes(tiny: Tiny, batches_of: Batches, tmp_path: Path, f
     model = tiny(family)
     methods = {"bert": "wanda", "roberta": "sparsegpt", "electra": "magnitude", "camembert": "obs"}
     method = methods.get(family, "akr")
-    with pytest.raises(_Killed):
-        pyprune.prune(model, batches_of(), method=method, journal=tmp_path, progress=_Progress(7))
+    with pytest.raises(Killed):
+        pyprune.prune(model, batches_of(), method=method, journal=tmp_path, progress=Stopping(7))
     result = pyprune.prune(model, batches_of(), method=method, journal=tmp_path, resume=True)
     assert result.report["resumed_blocks"] == 1
     _equal(pyprune.prune(model, batches_of(), method=method), result)
@@ -95,8 +68,8 @@ def test_every_method_resumes(tiny: Tiny, batches_of: Batches, tmp_path: Path, f
 
 def test_blocks_resume(tiny: Tiny, batches_of: Batches, tmp_path: Path) -> None:
     model, pattern = tiny("bert"), pyprune.Block(4, 2, 0.5)
-    with pytest.raises(_Killed):
-        pyprune.prune(model, batches_of(), pattern=pattern, journal=tmp_path, progress=_Progress(7))
+    with pytest.raises(Killed):
+        pyprune.prune(model, batches_of(), pattern=pattern, journal=tmp_path, progress=Stopping(7))
     with pytest.raises(JournalError, match=r"pattern\.scope was 'layer', now 'row'"):
         pyprune.prune(model, batches_of(), pattern=pyprune.Block(4, 2, 0.5, "row"), journal=tmp_path, resume=True)
     result = pyprune.prune(model, batches_of(), pattern=pattern, journal=tmp_path, resume=True)
