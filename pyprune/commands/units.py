@@ -62,7 +62,7 @@ def check_usage(arguments: argparse.Namespace) -> None:
             arguments.parser.error(f"--storage compact goes with --method {names}: {method} leaves all units in place")
         return
     for name in _WEIGHTS:
-        if getattr(arguments, name) not in (None, False):
+        if getattr(arguments, name) is not arguments.parser.get_default(name):
             arguments.parser.error(
                 f"--{name.replace('_', '-')} does not go with --method {method}{_instead(arguments)}"
             )

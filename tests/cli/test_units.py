@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from stopped_runs import finish, wait_for
+from stopped_runs import wait_for
 from tiny_checkpoint import build_checkpoint, build_data
 
 import pyprune
@@ -80,7 +80,7 @@ def test_exported(run: Run, smaller: tuple[Path, dict[str, Any]], tmp_path: Path
 
 
 def test_timed_beside_the_dense_one(run: Run, model: Path, smaller: tuple[Path, dict[str, Any]]) -> None:
-    arguments = ("--batch", 2, "--length", 8, "--dtype", "float32", "--quick", "--json")
+    arguments = ("--batch", 2, "--length", 8, "--dtype", "float32", "--rounds", 1, "--no-memory", "--quiet", "--json")
     outcome = run("bench", "model", model, smaller[0], *arguments)
     assert outcome.status == 0, outcome.err
     models = outcome.json["models"]
@@ -170,13 +170,13 @@ def test_models_that_cannot_be(
     assert "compact already" in outcome.err
 
 
-def test_killed_and_resumed_in_processes(start: Start, run: Run, tmp_path: Path) -> None:
-    train, _ = build_data(tmp_path, train=200)
-    model = build_checkpoint(tmp_path / "model", layers=8, hidden=64, inner=192)
+def test_a_killed_process_is_resumed(start: Start, run: Run, tmp_path: Path) -> None:
+    train, _ = build_data(tmp_path, train=96)
+    model = build_checkpoint(tmp_path / "model", layers=6)
     common = ("prune", model, "--data", train, "--method", "kprune", "--target-flops", 0.5, "--threads", 1, "--quiet")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     killed = start(*common, "--output", parts)
-    wait_for(tmp_path / "parts.journal" / "block-002.safetensors", killed)
+    wait_for(tmp_path / "parts.journal" / "block-001.safetensors", killed)
     killed.kill()
     killed.communicate()
     assert not parts.exists()
@@ -186,9 +186,9 @@ def test_killed_and_resumed_in_processes(start: Start, run: Run, tmp_path: Path)
     foreign = run(*common, "--output", parts, "--resume", "--target-flops", 0.6)
     assert foreign.status == 1
     assert "share was 0.5, now 0.6" in foreign.err
-    status, out, err = finish(start(*common, "--output", parts, "--resume", "--json"))
-    assert status == 0, err
-    assert json.loads(out)["resumed_blocks"] >= 3
+    resumed = run(*common, "--output", parts, "--resume", "--json")
+    assert resumed.status == 0, resumed.err
+    assert resumed.json["resumed_blocks"] >= 2
     assert not (tmp_path / "parts.journal").exists()
     assert run(*common, "--output", whole).status == 0
     for name in ("model.safetensors", "pyprune_units.json", "config.json"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rearranging against the rule written out, scales against least squares on what units write, drawn labels."""
+"""Rearranging against the rule written out, scales against least squares on what units write, labels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyprune.methods.kwon import rearranged, unit_scales
+import pyprune
+from pyprune.errors import InputError
+from pyprune.methods.kwon import Kwon, rearranged, unit_scales
 from pyprune.methods.objectives import Objective
 from pyprune.models.sublayers import SubLayer
 from pyprune.stats import Moments
 
 Tiny = Callable[..., nn.Module]
+Batches = Callable[..., list[dict[str, Tensor]]]
 
 
 def _by_the_rule(kept: Tensor, gradients: Tensor) -> Tensor:
@@ -41,6 +44,33 @@ def test_rearranging_follows_the_rule(units: int) -> None:
         assert int(found.sum()) == kept_count
         before, after = (gradients[:, ~mask].sum(1).square().sum() for mask in (kept, found))
         assert float(after) <= float(before) + 1e-12
+
+
+def _plain_loop(kept: Tensor, gradients: Tensor) -> Tensor:
+    """The published loop, every sum over the removed ones computed anew."""
+    squares = gradients.square().sum(dim=0)
+    order = torch.argsort(squares, stable=True).tolist()
+    removed = [unit for unit in order if not kept[unit]]
+    for unit in [unit for unit in order if kept[unit]] if removed else []:
+        removed.append(unit)
+        total = gradients[:, removed].sum(dim=1)
+        change = squares[removed] - 2.0 * (total @ gradients[:, removed])
+        removed.pop(int(change.argmin()))
+    found = torch.ones_like(kept)
+    found[removed] = False
+    return found
+
+
+@pytest.mark.parametrize(("units", "batches", "share"), [(300, 40, 0.5), (257, 3, 0.2), (129, 200, 0.9)])
+def test_rearranging_of_many_is_the_plain_loop(units: int, batches: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(units)
+    gradients = torch.randn(batches, units, generator=generator, dtype=torch.float64)
+    gradients *= torch.rand(units, generator=generator, dtype=torch.float64).square()
+    gradients[:, 5] = 0.0
+    kept = torch.rand(units, generator=generator) < share
+    found = rearranged(kept, gradients)
+    assert torch.equal(found, _plain_loop(kept, gradients))
+    assert not torch.equal(found, kept)
 
 
 @pytest.mark.parametrize("half", [0, 1])
@@ -83,6 +113,35 @@ def test_drawn_labels_follow_the_predictions(tiny: Tiny) -> None:
     # The mean loss against one's own predictions is their entropy.
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert float(loss) == pytest.approx(entropy, abs=0.03)
+
+
+def test_losses_against_given_labels(tiny: Tiny) -> None:
+    logits, other = torch.tensor([[1.0, -1.0], [0.0, 2.0]]), torch.tensor([[0.5, 0.0], [3.0, 1.0]])
+    classes = torch.tensor([0, 1])
+    wanted = -logits.log_softmax(1)[[0, 1], classes].sum()
+    assert torch.allclose(Objective(tiny("bert")).against((logits,), (classes,)), wanted)
+    ends = torch.tensor([1, 1])
+    both = 0.5 * (wanted - other.log_softmax(1)[[0, 1], ends].sum())
+    assert torch.allclose(Objective(tiny("bert", "qa")).against((logits, other), (classes, ends)), both)
+    number = Objective(tiny("roberta", num_labels=1))
+    assert float(number.against((torch.tensor([[1.0], [3.0]]),), (torch.tensor([0.0, 1.0]),))) == 2.5
+
+
+def test_labels_of_the_data_decide(tiny: Tiny, batches_of: Batches) -> None:
+    batches = batches_of(count=3)
+    labels = [torch.arange(len(batch["input_ids"])) % 2 for batch in batches]
+    kept = []
+    for sign in (0, 1):
+        data = [{**batch, "labels": (gold + sign) % 2} for batch, gold in zip(batches, labels, strict=True)]
+        kept.append(pyprune.prune(tiny("bert"), data, method=Kwon(labels="data"), target_flops=0.5).units)
+    assert kept[0] != kept[1]
+    # batches with labels are those without them to whoever asks for none
+    drawn = [pyprune.prune(tiny("bert"), given, method="kwon", target_flops=0.5).units for given in (batches, data)]
+    assert drawn[0] == drawn[1]
+    with pytest.raises(InputError, match="no labels"):
+        pyprune.prune(tiny("bert"), batches, method=Kwon(labels="data"), target_flops=0.5)
+    with pytest.raises(InputError, match="unknown labels"):
+        Kwon(labels="gold")
 
 
 def test_divergences(tiny: Tiny) -> None:
