@@ -103,7 +103,7 @@ class PruningLoss:
         if device is not None and self.teacher is not None:
             self.teacher.to(device)
         self._pairs = None if pairs is None else [(int(ours), int(theirs)) for ours, theirs in pairs]
-        self.accumulate = 1  # batches an optimizer step, where the labels do not say it
+        self.accumulate = 1.0  # batches an optimizer step, where the labels do not say it
         self.watch: list[Callable[[Parts], None]] = []
         self.last: dict[str, Tensor] = {}
         self._inputs: dict[str, Any] = {}
