@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyprune.training.contrastive import Bank, contrastive_loss, extra_rows
 from pyprune.training.distillation import Parts, PruningLoss
 from pyprune.training.losses import PUBLISHED, HiddenMaps, LogitsLoss, attention_loss, hidden_loss
 from pyprune.training.masks import Masks, prunable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PUBLISHED",
+    "Bank",
     "Cubic",
     "HiddenMaps",
     "Levels",
@@ -35,7 +37,9 @@ __all__ = [
     "WeightPruning",
     "attention_loss",
     "changes",
+    "contrastive_loss",
     "cubic",
+    "extra_rows",
     "first_order",
     "hidden_loss",
     "kept",
