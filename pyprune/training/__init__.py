@@ -13,6 +13,7 @@ from pyprune.training.movement import MovementPruning
 from pyprune.training.pruning import MagnitudePruning, Pruner, Ramp, State, WeightPruning
 from pyprune.training.schedules import Cubic, Levels, Schedule, changes, cubic, kept, steps_of
 from pyprune.training.scores import first_order, movement, soft_penalty, straight_through, threshold_mask, top_mask
+from pyprune.training.unit_pruning import UnitPruning
 
 if TYPE_CHECKING:
     from pyprune.training.callback import PruningCallback
@@ -34,6 +35,7 @@ __all__ = [
     "Ramp",
     "Schedule",
     "State",
+    "UnitPruning",
     "WeightPruning",
     "attention_loss",
     "changes",
