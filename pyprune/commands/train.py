@@ -32,17 +32,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(f"methods that train ({', '.join(TRAIN_RECIPES)})")
     group.add_argument("--train", metavar="FILE", help="labelled rows to train on (default: those of --task)")
     group.add_argument("--teacher", metavar="DIR", help="a model fine-tuned for the same labels (default: no teacher)")
-    group.add_argument("--epochs", type=common.not_negative, metavar="N", help="passes over the rows (default 3)")
+    group.add_argument(
+        "--epochs", type=common.not_negative, metavar="N", help="passes over the rows (default 3; of grain 20)"
+    )
     group.add_argument("--rate", type=common.not_negative, metavar="R", help="highest learning rate (default 3e-5)")
     group.add_argument("--accumulate", type=common.positive, metavar="N", help="batches per step (default 1)")
     group.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of products (default float32)")
     group.add_argument("--freeze-embeddings", action="store_true", help="do not train them")
-    group.add_argument("--warm-up", type=common.fraction, metavar="P", help="part of the run before any pruning (0.1)")
+    group.add_argument(
+        "--warm-up", type=common.fraction, metavar="P", help="part of the run before pruning (default 0.1)"
+    )
     group.add_argument("--cool-down", type=common.fraction, metavar="P", help="part of the run after it (default 0.3)")
     for name, what in (
         ("hard", "labels (default 0.1; without a teacher 1)"),
         ("soft", "the teacher's predictions (default 0.9)"),
-        ("hidden", "the teacher's hidden states (default 0)"),
+        ("hidden", "the teacher's hidden states (default 0; of grain 1)"),
         ("attention", "the teacher's attentions (default 0)"),
     ):
         group.add_argument(f"--{name}", type=common.not_negative, metavar="W", help=f"weight of {what}")

@@ -7,7 +7,7 @@ import copy
 import inspect
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pyprune.result import PruneResult
 from pyprune.tasks.evaluate import classes_of, longest_input
 from pyprune.tasks.labels import gold_classes
 from pyprune.tasks.loading import Examples
-from pyprune.training import PUBLISHED, LogitsLoss, MagnitudePruning, MovementPruning, PruningLoss, Ramp, prunable
+from pyprune.training import PUBLISHED, LogitsLoss, MagnitudePruning, MovementPruning, PruningLoss, Ramp, UnitPruning
 from pyprune.training.loop import Checkpoints, Trained, Training, described, train
 from pyprune.training.pruning import WeightPruning
 from pyprune.training.rows import Rows
@@ -44,9 +44,11 @@ class TrainRecipe:
     name, line : str
         ``line``: for a person, in a few words.
     pruner : callable
-        Makes the pruner of a sparsity and options.
-    hard, soft : float
-        Weights of labels and teacher, where there is one.
+        Makes the pruner of a sparsity, the loss and options.
+    hard, soft, hidden : float
+        Weights of the losses, where there is a teacher.
+    maps : bool
+        Learned maps between hidden states.
     logits : LogitsLoss
     training : Training
         Defaults.
@@ -54,27 +56,38 @@ class TrainRecipe:
 
     name: str
     line: str
-    pruner: Callable[..., WeightPruning]
+    pruner: Callable[..., WeightPruning | UnitPruning]
     hard: float = 0.1
     soft: float = 0.9
+    hidden: float = 0.0
+    maps: bool = False
     logits: LogitsLoss = PUBLISHED["movement"]
     training: Training = field(default_factory=Training)
 
 
-def _imp(sparsity: float, **options: Any) -> WeightPruning:
+def _imp(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
     return MagnitudePruning(Ramp(sparsity, **_ramp(options)), **options)
 
 
-def _movement(sparsity: float, **options: Any) -> WeightPruning:
+def _movement(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
     return MovementPruning(Ramp(sparsity, **_ramp(options)), **options)
 
 
-def _soft_movement(sparsity: float, **options: Any) -> WeightPruning:
+def _soft_movement(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
     options.setdefault("threshold", 0.1)
     ramp = Ramp(options.pop("threshold"), **_ramp(options))
     # How much goes follows from the penalty; there is no formula from the one to the other.
     options.setdefault("soft", 400.0 * sparsity)
     return MovementPruning(ramp, **options)
+
+
+def _smp(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
+    return _movement(sparsity, loss, **{"frozen": True, "rate": 2e-2, **options})
+
+
+def _grain(sparsity: float, loss: PruningLoss, *, separate: bool = True, **options: Any) -> UnitPruning:
+    ramp = Ramp(sparsity, **{"warm_up": 0.2, "cool_down": 0.6, **_ramp(options)})
+    return UnitPruning(ramp, loss=loss if separate else None, **options)
 
 
 def _ramp(options: dict[str, Any]) -> dict[str, Any]:
@@ -85,15 +98,22 @@ def _ramp(options: dict[str, Any]) -> dict[str, Any]:
 TRAIN_RECIPES = {
     recipe.name: recipe
     for recipe in (
-        TrainRecipe("imp", "the smallest weights go on a cubic schedule, with a teacher", _imp),
+        TrainRecipe("imp", "the smallest weights go on a cubic schedule", _imp),
         TrainRecipe("movement", "weights go that training moves towards zero (Sanh et al. 2020)", _movement),
         TrainRecipe(
             "soft-movement", "the same by a threshold and a penalty; how much goes is up to them", _soft_movement
         ),
+        TrainRecipe("smp", "only scores are learned, weights keep their values (Jiang et al. 2023)", _smp),
         TrainRecipe(
-            "smp",
-            "only scores are learned, weights keep their values (Jiang et al. 2023)",
-            lambda sparsity, **options: _movement(sparsity, **{"frozen": True, "rate": 2e-2, **options}),
+            "grain",
+            "neurons and channels of heads go by their gates' gradients (Yang et al. 2023)",
+            _grain,
+            hard=0.0,
+            soft=1.0,
+            hidden=1.0,
+            maps=True,
+            logits=PUBLISHED["grain"],
+            training=Training(epochs=20),
         ),
     )
 }
@@ -111,7 +131,7 @@ def train_prune(
     max_length: int | None = None,
     hard: float | None = None,
     soft: float | None = None,
-    hidden: float = 0.0,
+    hidden: float | None = None,
     attention: float = 0.0,
     logits: LogitsLoss | None = None,
     options: Mapping[str, Any] | None = None,
@@ -136,9 +156,10 @@ def train_prune(
     tokenizer : optional
         Of transformers; needed for text.
     method : str
-        ``"imp"``, ``"movement"`` (default), ``"soft-movement"`` or ``"smp"``.
+        ``"imp"``, ``"movement"`` (default), ``"soft-movement"``, ``"smp"`` or ``"grain"``.
     sparsity : float
-        Fraction of zeros in each linear of the blocks at the end.
+        Fraction of zeros in each linear of the blocks at the end; of ``"grain"`` that of the parameters of all neurons
+        and channels.
     teacher : optional
         Fine-tuned for the same labels. Without one labels alone teach.
     training : Training or mapping, optional
@@ -150,7 +171,8 @@ def train_prune(
     logits : LogitsLoss, optional
         Between predictions of student and teacher.
     options : mapping, optional
-        Of the method: ``warm_up`` and ``cool_down`` (parts of the run), ``scope``, ``rate`` (of scores), ``soft``, ...
+        Of the method: ``warm_up`` and ``cool_down`` (parts of the run), ``scope``, ``rate`` (of scores), ``soft``; of
+        ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``.
     inplace : bool
         Prune the given model itself; a run that fails leaves it partly pruned.
     checkpoints : path, optional
@@ -189,22 +211,25 @@ def train_prune(
     rows, told = _rows(data, model, tokenizer, max_length)
     _check_teacher(model, teacher)
     if teacher is None:
-        hard, soft = 1.0 if hard is None else hard, 0.0 if soft is None else soft
+        hard, soft, hidden = (
+            default if value is None else value for value, default in ((hard, 1.0), (soft, 0.0), (hidden, 0.0))
+        )
     given = model_sha256(getattr(model, "config", None), sorted(model.state_dict().items()))
     work = model if inplace else copy.deepcopy(model)
     types = to_float32(work)
-    try:
-        pruner = recipe.pruner(sparsity, **dict(options or {}))
-    except TypeError as error:
-        raise InputError(f"an option that {method} does not know", seen=str(error)) from None
     loss = PruningLoss(
         teacher,
         hard=recipe.hard if hard is None else hard,
         soft=recipe.soft if soft is None else soft,
-        hidden=hidden,
+        hidden=recipe.hidden if hidden is None else hidden,
         attention=attention,
         logits=recipe.logits if logits is None else logits,
+        maps=recipe.maps,
     )
+    try:
+        pruner = recipe.pruner(sparsity, loss, **dict(options or {}))
+    except TypeError as error:
+        raise InputError(f"an option that {method} does not know", seen=str(error)) from None
     chosen = described(settings, loss, pruner) | {"method": method, "sparsity": sparsity}
     kept = None
     if checkpoints is not None:
@@ -214,16 +239,19 @@ def train_prune(
         kept = Checkpoints(folder, resume=resume, settings=whole, every=checkpoint_every)
     clock.ready()
     done = train(work, rows, loss, pruner, settings, checkpoints=kept, progress=progress)
-    pruner.masks.check(work)
+    pruner.check()
     restore_types(work, types)
-    report = _report(recipe, work, adapter, pruner, done, clock) | {
+    masks = pruner.linears()
+    report = _report(recipe, work, adapter, masks, done, clock) | {
         "settings": chosen,
         "seed": settings.seed,
         "data": told | {"rows": len(rows), "sha256": rows.sha256},
         "teacher": None if teacher is None else _named(teacher),
     }
     report["model"]["sha256"] = given
-    return PruneResult(work, pruner.masks.linears(), report, tokenizer)
+    if isinstance(pruner, UnitPruning):
+        report["units"] = pruner.units().to_json()
+    return PruneResult(work, masks, report, tokenizer)
 
 
 def _recipe(method: str) -> TrainRecipe:
@@ -284,12 +312,11 @@ def _named(model: Any) -> dict[str, Any]:
 
 
 def _report(
-    recipe: TrainRecipe, model: Any, adapter: Adapter, pruner: WeightPruning, done: Trained, clock: Clock
+    recipe: TrainRecipe, model: Any, adapter: Adapter, masks: Mapping[str, Tensor], done: Trained, clock: Clock
 ) -> dict[str, Any]:
-    masks = pruner.masks
     layers = [
         {
-            "name": name.removesuffix(".weight"),
+            "name": name,
             "rows": mask.shape[0],
             "cols": mask.shape[1],
             "kept": int(mask.sum()),
@@ -297,7 +324,8 @@ def _report(
         }
         for name, mask in masks.items()
     ]
-    counts = accounting.count(model, adapter, masks.numel - masks.kept, _units(model, adapter, masks), 0.0)
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    counts = accounting.count(model, adapter, removed, _units(model, adapter, masks), 0.0)
     del counts["encoder_macs"]  # there is no one length
     found = accounting.versions()
     return {
@@ -326,17 +354,11 @@ def _report(
 
 
 def _units(model: Any, adapter: Adapter, masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """Heads and neurons that nothing reads any more, where all linears of the blocks are pruned."""
+    """Heads and neurons that nothing reads any more."""
     found = {"removed": 0, "total": 0}
-    if set(masks) != set(prunable(model)):
-        return {"removed": 0, "total": 1}
     for index, block in enumerate(adapter.blocks(model)):
         prefix = adapter.block_name(model, index)
-        own = {name: masks[f"{prefix}.{name}.weight"] for name in _names(adapter, block)}
+        own = {name: masks[f"{prefix}.{name}"] for name in adapter.linears(block)}
         for key, count in accounting.units(model, adapter, own).items():
             found[key] += count
     return found
-
-
-def _names(adapter: Adapter, block: nn.Module) -> Sequence[str]:
-    return list(adapter.linears(block))

@@ -36,7 +36,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     >>> options = {"compute_loss_func": loss, "callbacks": [PruningCallback(pruner, loss)]}  # doctest: +SKIP
     >>> trainer = Trainer(model, arguments, train_dataset=data, **options)  # doctest: +SKIP
     >>> trainer.train()  # doctest: +SKIP
-    >>> pyprune.PruneResult(model, pruner.masks.linears(), {}).save("pruned")  # doctest: +SKIP
+    >>> pyprune.PruneResult(model, pruner.linears(), {}).save("pruned")  # doctest: +SKIP
     """
 
     def __init__(

@@ -109,6 +109,12 @@ class Pruner(Protocol):
     def sparsity(self) -> float:
         """What is gone now, as a fraction."""
 
+    def linears(self) -> dict[str, Tensor]:
+        """Masks by linear name: bool ``[out, in]`` on the CPU, True = kept."""
+
+    def check(self) -> None:
+        """Raise AssertionError where a pruned weight of the model is not zero."""
+
     def state(self) -> State:
         """Between two steps: everything that :meth:`begin` needs to go on from there."""
 
@@ -207,6 +213,14 @@ class WeightPruning:
     def sparsity(self) -> float:
         """What is gone now, as a fraction of the weights that may go."""
         return self.masks.sparsity
+
+    def linears(self) -> dict[str, Tensor]:
+        """Masks by linear name, as :class:`pyprune.PruneResult` has them: bool ``[out, in]`` on the CPU, True = kept."""
+        return self.masks.linears()
+
+    def check(self) -> None:
+        """Raise AssertionError where a pruned weight of the model is not zero."""
+        self.masks.check(self.model)
 
     def _prune(self, step: int, optimizer: Any) -> None:
         """Masks that hold in the forward pass of ``step``, where its sparsity is a new one."""

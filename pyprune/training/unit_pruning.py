@@ -257,6 +257,29 @@ class UnitPruning:
         masks = {site: mask.cpu() for site, mask in self.masks.items()}
         return Units.from_masks(self.sizes.hidden, None, masks["neurons"], query=masks["query"], value=masks["value"])
 
+    def linears(self) -> dict[str, Tensor]:
+        """The same as masks of weights, by linear name: bool ``[out, in]`` on the CPU, True = kept."""
+        assert self._gates is not None
+        parts, names = self._gates.parts, {module: name for name, module in self.model.named_modules()}
+        found = {}
+        for layer, pair in enumerate(zip(parts[0::2], parts[1::2], strict=True)):
+            kept = [self.masks[site][layer].flatten() for site in SITES]
+            for linear, rows, columns in _places(*pair, *kept):
+                mask = torch.zeros(linear.weight.shape, dtype=torch.bool)
+                if rows is not None:
+                    mask[rows.cpu()] = True
+                elif columns is not None:
+                    mask[:, columns.cpu()] = True
+                found[names[linear]] = mask
+        return found
+
+    def check(self) -> None:
+        """Raise AssertionError where a weight of the model that belongs to no kept unit is not zero."""
+        for name, mask in self.linears().items():
+            weight = self.model.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            assert not bool((weight.detach().cpu() != 0)[~mask].any()), f"{name}: weights of pruned units are not zero"
+
     def state(self) -> State:
         """Masks and moving averages."""
         values = {"batches": self.statistics.batches, "excluded": self.statistics.excluded}

@@ -11,6 +11,7 @@ import torch
 from tiny_models import build_model
 
 import pyprune
+import pyprune.structured
 from pyprune.errors import InputError
 from pyprune.methods import TRAIN_RECIPES, train_prune
 from pyprune.patterns import kept_count
@@ -36,7 +37,13 @@ def test_methods(method: str, family: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     kept = {layer["name"]: layer["kept"] for layer in result.report["layers"]}
     assert kept == {name: int(mask.sum()) for name, mask in result.masks.items()}
-    if method != "soft-movement":
+    if method == "grain":
+        units = pyprune.Units.from_json(result.report["units"])
+        gone = 1 - (units.parameters() - 6 * 32) / (pyprune.structured.dense_units(model).parameters() - 6 * 32)
+        assert gone == pytest.approx(0.6, abs=0.03)
+        small = pyprune.compact(result.model, units)
+        assert small.num_parameters() < model.num_parameters()
+    elif method != "soft-movement":
         assert kept == {name: kept_count(mask.numel(), 0.6) for name, mask in result.masks.items()}
         assert result.report["sparsity"]["linear_weights"] == pytest.approx(0.6, abs=2e-3)
     for name, mask in result.masks.items():
@@ -50,6 +57,8 @@ def test_methods(method: str, family: str, tmp_path: Path) -> None:
     del batch["labels"]
     with torch.inference_mode():
         assert torch.equal(again(**batch).logits, result.model(**batch).logits)
+        if method == "grain":
+            assert torch.allclose(small(**batch).logits, result.model(**batch).logits, atol=1e-5)
 
 
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
