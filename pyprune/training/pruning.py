@@ -215,7 +215,7 @@ class WeightPruning:
         return self.masks.sparsity
 
     def linears(self) -> dict[str, Tensor]:
-        """Masks by linear name, as :class:`pyprune.PruneResult` has them: bool ``[out, in]`` on the CPU, True = kept."""
+        """Masks by linear name, as :class:`pyprune.PruneResult` has them: bool ``[out, in]`` on the CPU."""
         return self.masks.linears()
 
     def check(self) -> None:

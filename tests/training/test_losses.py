@@ -111,8 +111,8 @@ def test_hidden_states(masked: bool, mapped: bool) -> None:
             count += width
             for f in range(width):
                 value = maps.bias[pair, f].item() if maps is not None else 0.0
-                value += sum(float(weight[f, c]) * float(student[pair][b, t, c]) for c in range(STUDENT))
-                error = value - float(teacher[pair][b, t, f])
+                value += sum(weight[f, c].item() * student[pair][b, t, c].item() for c in range(STUDENT))
+                error = value - teacher[pair][b, t, f].item()
                 total += error**2
                 gradient[pair][b, t] += 2 * error * weight[f]
         wanted += total / count
@@ -146,7 +146,7 @@ def test_attentions(masked: bool) -> None:
         total, count = 0.0, 0
         for b, h, q, k in itertools.product(range(BATCH), range(HEADS), range(TOKENS), range(TOKENS)):
             if keep[b, q] and keep[b, k]:
-                total += float(ours[b, h, q, k] - theirs[b, h, q, k]) ** 2
+                total += (ours[b, h, q, k] - theirs[b, h, q, k]).item() ** 2
                 count += 1
         wanted += total / count
     dead = ~(keep.bool()[:, None, :, None] & keep.bool()[:, None, None, :]).expand(-1, HEADS, -1, -1)
