@@ -50,6 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("attention", "the teacher's attentions (default 0)"),
     ):
         group.add_argument(f"--{name}", type=common.not_negative, metavar="W", help=f"weight of {what}")
+    group.add_argument("--contrast", action="store_true", help="add CAP's contrastive terms to the method")
     group.add_argument("--checkpoint-every", type=common.positive, metavar="N", help="steps (default: two minutes)")
 
 
@@ -65,7 +66,16 @@ def check_usage(arguments: argparse.Namespace) -> None:
     if not chosen(arguments):
         given = [
             name
-            for name in (*_SETTINGS, *_LOSSES, *_SCHEDULE, "train", "teacher", "freeze_embeddings", "checkpoint_every")
+            for name in (
+                *_SETTINGS,
+                *_LOSSES,
+                *_SCHEDULE,
+                "train",
+                "teacher",
+                "freeze_embeddings",
+                "contrast",
+                "checkpoint_every",
+            )
             if getattr(arguments, name) not in (None, False)
         ]
         if given:
@@ -157,6 +167,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "sparsity": 0.5 if arguments.sparsity is None else float(arguments.sparsity),
         "training": training | {"seed": arguments.seed, "freeze_embeddings": arguments.freeze_embeddings},
         "options": given(_SCHEDULE),
+        "contrast": arguments.contrast,
         "resume": arguments.resume,
         **given((*_LOSSES, "max_length", "checkpoint_every")),
     }

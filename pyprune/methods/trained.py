@@ -6,8 +6,11 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from pyprune.tasks.evaluate import classes_of, longest_input
 from pyprune.tasks.labels import gold_classes
 from pyprune.tasks.loading import Examples
 from pyprune.training import PUBLISHED, LogitsLoss, MagnitudePruning, MovementPruning, PruningLoss, Ramp, UnitPruning
+from pyprune.training.contrast import Contrast
 from pyprune.training.loop import Checkpoints, Trained, Training, described, train
 from pyprune.training.pruning import WeightPruning
 from pyprune.training.rows import Rows
@@ -134,6 +138,7 @@ def train_prune(
     hidden: float | None = None,
     attention: float = 0.0,
     logits: LogitsLoss | None = None,
+    contrast: Mapping[str, Any] | bool = False,
     options: Mapping[str, Any] | None = None,
     inplace: bool = False,
     checkpoints: str | os.PathLike[str] | None = None,
@@ -170,6 +175,8 @@ def train_prune(
         Weights of the losses (:class:`pyprune.training.PruningLoss`). Default: the method's; of labels alone 1.
     logits : LogitsLoss, optional
         Between predictions of student and teacher.
+    contrast : bool or mapping
+        CAP's terms on top of the method, with settings of :class:`pyprune.training.Contrast`.
     options : mapping, optional
         Of the method: ``warm_up`` and ``cool_down`` (parts of the run), ``scope``, ``rate`` (of scores), ``soft``; of
         ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``.
@@ -217,28 +224,30 @@ def train_prune(
     given = model_sha256(getattr(model, "config", None), sorted(model.state_dict().items()))
     work = model if inplace else copy.deepcopy(model)
     types = to_float32(work)
-    loss = PruningLoss(
-        teacher,
-        hard=recipe.hard if hard is None else hard,
-        soft=recipe.soft if soft is None else soft,
-        hidden=recipe.hidden if hidden is None else hidden,
-        attention=attention,
-        logits=recipe.logits if logits is None else logits,
-        maps=recipe.maps,
-    )
-    try:
-        pruner = recipe.pruner(sparsity, loss, **dict(options or {}))
-    except TypeError as error:
-        raise InputError(f"an option that {method} does not know", seen=str(error)) from None
-    chosen = described(settings, loss, pruner) | {"method": method, "sparsity": sparsity}
-    kept = None
-    if checkpoints is not None:
-        device = str(next(work.parameters()).device.type)
-        whole = fingerprint(given, rows.sha256, {**chosen, "teacher": _sha256(teacher)}, device)
-        folder = Path(checkpoints).expanduser()
-        kept = Checkpoints(folder, resume=resume, settings=whole, every=checkpoint_every)
-    clock.ready()
-    done = train(work, rows, loss, pruner, settings, checkpoints=kept, progress=progress)
+    folder = None if checkpoints is None else Path(checkpoints).expanduser()
+    with _banks(folder, wanted=bool(contrast)) as banks:
+        loss = PruningLoss(
+            teacher,
+            hard=recipe.hard if hard is None else hard,
+            soft=recipe.soft if soft is None else soft,
+            hidden=recipe.hidden if hidden is None else hidden,
+            attention=attention,
+            logits=recipe.logits if logits is None else logits,
+            maps=recipe.maps,
+            contrast=None if banks is None else _contrast(banks, rows, teacher, settings, contrast),
+        )
+        try:
+            pruner = recipe.pruner(sparsity, loss, **dict(options or {}))
+        except TypeError as error:
+            raise InputError(f"an option that {method} does not know", seen=str(error)) from None
+        chosen = described(settings, loss, pruner) | {"method": method, "sparsity": sparsity}
+        kept = None
+        if folder is not None:
+            device = str(next(work.parameters()).device.type)
+            whole = fingerprint(given, rows.sha256, {**chosen, "teacher": _sha256(teacher)}, device)
+            kept = Checkpoints(folder, resume=resume, settings=whole, every=checkpoint_every)
+        clock.ready()
+        done = train(work, rows, loss, pruner, settings, checkpoints=kept, progress=progress)
     pruner.check()
     restore_types(work, types)
     masks = pruner.linears()
@@ -258,6 +267,31 @@ def _recipe(method: str) -> TrainRecipe:
     if method not in TRAIN_RECIPES:
         raise InputError(f"unknown method {method!r}", hint=f"one of {', '.join(TRAIN_RECIPES)}")
     return TRAIN_RECIPES[method]
+
+
+@contextmanager
+def _banks(checkpoints: Path | None, *, wanted: bool) -> Iterator[Path | None]:
+    """A folder for the banks of a contrast: beside the checkpoints, until the training is done."""
+    if not wanted:
+        yield None
+    elif checkpoints is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        beside = checkpoints.with_name(f"{checkpoints.name}.banks")
+        yield beside
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _contrast(banks: Path, rows: Rows, teacher: Any, settings: Training, given: Mapping[str, Any] | bool) -> Contrast:
+    options = {} if isinstance(given, bool) else dict(given)
+    options = {"seed": settings.seed, "keep": max(int(settings.epochs), 1), **options}
+    if teacher is None:
+        options.setdefault("terms", ("pretrained", "snapshots"))
+    try:
+        return Contrast(banks, rows, teacher=teacher, **options)
+    except TypeError as error:
+        raise InputError("a setting that a contrast does not know", seen=str(error)) from None
 
 
 def _check_teacher(model: Any, teacher: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyprune.training.contrast import Contrast
 from pyprune.training.contrastive import Bank, contrastive_loss, extra_rows
 from pyprune.training.distillation import Parts, PruningLoss
 from pyprune.training.losses import PUBLISHED, HiddenMaps, LogitsLoss, attention_loss, hidden_loss
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PUBLISHED",
     "Bank",
+    "Contrast",
     "Cubic",
     "HiddenMaps",
     "Levels",

@@ -67,6 +67,17 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 raise InputError(f"{folder / FILE} is of another step", asked=str(state.global_step), seen=str(step))
         self.pruner.begin(model, state.max_steps, stored)
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Banks of a contrast are encoded."""
+        if self.loss is not None:
+            whole = int(state.epoch or 0)
+            self.loss.epoch(kwargs["model"], whole, first=float(state.epoch or 0) == whole)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A contrast's other rows are those of the step."""
+        if self.loss is not None and self.loss.contrast is not None:
+            self.loss.contrast.draw(state.global_step)
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Gradients are there."""
         optimizer = kwargs["optimizer"]

@@ -111,6 +111,11 @@ class Bank:
         self._finished[0] += 1
         self._finished.flush()
 
+    def forget(self, finished: int) -> None:
+        """Go back to the first ``finished`` snapshots, while all are there."""
+        self._finished[0] = finished
+        self._finished.flush()
+
     def of(self, rows: Tensor) -> Tensor:
         """Representations of rows, float32 ``[n, depth, features]``, on the device of the numbers."""
         self._check(rows)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyprune.errors import InputError
+from pyprune.training.contrast import Contrast
 from pyprune.training.losses import PUBLISHED, HiddenMaps, LogitsLoss, attention_loss, hidden_loss
 from pyprune.training.masks import unwrapped
+from pyprune.training.rows import NUMBERS
 
 _NEVER = -1e4  # logit of padding as the start or end of an answer
 MAPS = "pyprune_maps"  # the submodule that learned maps are, while a model is trained
@@ -26,7 +28,7 @@ class Parts:
     Attributes
     ----------
     prediction : Tensor
-        Labels and the teacher's predictions, weighed: what scores of importance are made of.
+        Labels, the teacher's predictions and contrasts, weighed: what scores of importance are made of.
     representation : Tensor
         Hidden states and attentions, weighed.
     share : float or Tensor
@@ -62,6 +64,9 @@ class PruningLoss:
         Padding counts too, as in the official code of randomized masks.
     device : torch.device or str, optional
         Where the teacher is put. Default: it stays where it is.
+    contrast : Contrast, optional
+        CAP's terms. Batches then hold the numbers of their rows, int64 ``[rows]``, as ``"pyprune_rows"``: in
+        ``Trainer`` a column of the data set, with ``remove_unused_columns=False``.
 
     Attributes
     ----------
@@ -88,6 +93,7 @@ class PruningLoss:
         maps: bool = False,
         padding: bool = False,
         device: torch.device | str | None = None,
+        contrast: Contrast | None = None,
     ) -> None:
         weights = {"hard": hard, "soft": soft, "hidden": hidden, "attention": attention}
         wrong = [f"{name}={value}" for name, value in weights.items() if not value >= 0]
@@ -103,10 +109,12 @@ class PruningLoss:
         if device is not None and self.teacher is not None:
             self.teacher.to(device)
         self._pairs = None if pairs is None else [(int(ours), int(theirs)) for ours, theirs in pairs]
+        self.contrast = contrast
         self.accumulate = 1.0  # batches an optimizer step, where the labels do not say it
         self.watch: list[Callable[[Parts], None]] = []
         self.last: dict[str, Tensor] = {}
         self._inputs: dict[str, Any] = {}
+        self._numbers: Tensor | None = None
         self._handle: Any = None
         self.maps: HiddenMaps | None = None
 
@@ -114,7 +122,11 @@ class PruningLoss:
         """JSON-able."""
         names = ("hard", "soft", "hidden", "attention", "padding")
         found = {name: getattr(self, name) for name in names}
-        return found | {"logits": repr(self.logits), "pairs": self._pairs, "maps": self._with_maps}
+        return (
+            found
+            | {"logits": repr(self.logits), "pairs": self._pairs, "maps": self._with_maps}
+            | {"contrast": None if self.contrast is None else self.contrast.settings()}
+        )
 
     def attach(self, model: nn.Module) -> None:
         """See what goes into the student, and ask it for hidden states and attentions where they are needed.
@@ -133,8 +145,10 @@ class PruningLoss:
         def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
             if args:
                 raise InputError("a model with a PruningLoss takes named inputs only", hint="model(**batch)")
+            self._numbers = kwargs.pop(NUMBERS, None)
             self._inputs = dict(kwargs)
-            asked = {"output_hidden_states": bool(self.hidden), "output_attentions": bool(self.attention)}
+            wanted = bool(self.hidden) or self.contrast is not None
+            asked = {"output_hidden_states": wanted, "output_attentions": bool(self.attention)}
             return args, kwargs | {name: True for name, wanted in asked.items() if wanted}
 
         self._handle = model.register_forward_pre_hook(see, with_kwargs=True)
@@ -153,6 +167,11 @@ class PruningLoss:
             if MAPS in self._model._modules:
                 del self._model._modules[MAPS]
         self._inputs = {}
+
+    def epoch(self, model: nn.Module, epoch: int, *, first: bool = True) -> None:
+        """An epoch begins, or goes on where ``first`` is False: banks of a contrast are encoded."""
+        if self.contrast is not None:
+            self.contrast.epoch(model, epoch, first=first)
 
     def of(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Run the student, the teacher, and give the loss; ``labels`` may be among the inputs."""
@@ -179,6 +198,9 @@ class PruningLoss:
         zero = next(iter(found.values())).new_zeros(())
         prediction = sum((weighed[name] for name in ("hard", "soft") if name in weighed), zero)
         representation = sum((weighed[name] for name in ("hidden", "attention") if name in weighed), zero)
+        if self.contrast is not None and self._model.training:
+            found["contrast"] = self._contrasted(outputs, labels)
+            prediction = prediction + found["contrast"]
         parts = Parts(prediction, representation, self._share(labels, num_items_in_batch))
         if self._model.training and torch.is_grad_enabled():
             self.last = {name: value.detach() for name, value in found.items()}
@@ -216,6 +238,15 @@ class PruningLoss:
                 )
             found["attention"] = attention_loss(outputs.attentions, theirs.attentions, keep=real)
         return found
+
+    def _contrasted(self, outputs: Any, labels: Tensor | None) -> Tensor:
+        if self._numbers is None:
+            raise InputError(
+                "a contrast needs the numbers of a batch's rows",
+                hint=f"{NUMBERS!r} in every batch (in Trainer: a column, and remove_unused_columns=False)",
+            )
+        assert self.contrast is not None
+        return self.contrast(self._model, outputs, self._numbers, labels)
 
     def _soft(self, ours: Tensor, theirs: Tensor) -> Tensor:
         loss: Tensor = (

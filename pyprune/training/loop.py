@@ -17,7 +17,7 @@ from pyprune.errors import InputError, NumericsError
 from pyprune.training.checkpoint import load_state, save_state
 from pyprune.training.distillation import PruningLoss
 from pyprune.training.pruning import Pruner, State
-from pyprune.training.rows import Rows
+from pyprune.training.rows import NUMBERS, Rows
 from pyprune.training.schedules import steps_of
 
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -303,8 +303,10 @@ class _Run:
         epoch, index = divmod(step, an_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self.rows.order(seed=settings.seed, epoch=epoch, size=settings.batch_size))
+            self.loss.epoch(self.model, epoch, first=index == 0)
         for numbers in self._epoch[1][index * settings.accumulate : (index + 1) * settings.accumulate]:
-            yield {name: value.to(self.device) for name, value in self.rows.batch(numbers).items()}
+            batch = {name: value.to(self.device) for name, value in self.rows.batch(numbers).items()}
+            yield batch if self.loss.contrast is None else batch | {NUMBERS: numbers.to(self.device)}
 
     def step(self, step: int) -> float:
         settings = self.settings
@@ -312,6 +314,8 @@ class _Run:
             group["lr"] = settings.rate * settings.share(step, self.steps)
         total = torch.zeros((), device=self.device)
         batches = list(self.batches(step))
+        if self.loss.contrast is not None:
+            self.loss.contrast.draw(step)
         count = sum(len(batch["input_ids"]) for batch in batches)
         with _seeded(settings.seed, step, self.device):
             for batch in batches:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 
+NUMBERS = "pyprune_rows"  # of a batch's rows, for losses that know them; the model does not see it
 _NEARBY = 32  # batches whose rows are sorted by length among themselves
 _SEED = 1_000_003
 
@@ -27,6 +28,10 @@ class Rows:
         One a row.
     padding : mapping of str to int
         What each is filled up with; 0 where it does not say.
+
+    Attributes
+    ----------
+    labels : Tensor or None, shape (rows,)
 
     Examples
     --------
@@ -49,7 +54,7 @@ class Rows:
             raise InputError("every row has one label", seen=f"{len(encoded)} rows, {len(labels)} labels")
         self._encoded = [{name: torch.tensor(row[name]) for name in encoded[0]} for row in encoded]
         self._lengths = torch.tensor([len(row["input_ids"]) for row in encoded])
-        self._labels = None if labels is None else torch.tensor(labels)
+        self.labels = None if labels is None else torch.tensor(labels)
         self._padding = dict(padding or {})
 
     def __len__(self) -> int:
@@ -62,7 +67,7 @@ class Rows:
         for row in self._encoded:
             for name, value in row.items():
                 digest.update(name.encode() + repr(value.tolist()).encode())
-        digest.update(repr(None if self._labels is None else self._labels.tolist()).encode())
+        digest.update(repr(None if self.labels is None else self.labels.tolist()).encode())
         return digest.hexdigest()
 
     def order(self, *, seed: int, epoch: int, size: int) -> list[Tensor]:
@@ -84,6 +89,6 @@ class Rows:
             )
             for name in picked[0]
         }
-        if self._labels is not None:
-            batch["labels"] = self._labels[numbers]
+        if self.labels is not None:
+            batch["labels"] = self.labels[numbers]
         return batch
