@@ -22,9 +22,9 @@ from pyprune import backends
 from pyprune.errors import InputError
 from pyprune.methods import accounting
 from pyprune.methods.driver import Progress, Silent
-from pyprune.methods.entry import check_model, restore_types, to_float32
 from pyprune.methods.journal import fingerprint, model_sha256
 from pyprune.methods.report import Clock
+from pyprune.methods.working_copy import check_model, restore_types, to_float32
 from pyprune.models import Adapter
 from pyprune.result import PruneResult
 from pyprune.tasks.evaluate import classes_of, longest_input
@@ -258,9 +258,9 @@ def train_prune(
         "teacher": None if teacher is None else _named(teacher),
     }
     report["model"]["sha256"] = given
-    if isinstance(pruner, UnitPruning):
-        report["units"] = pruner.units().to_json()
-    return PruneResult(work, masks, report, tokenizer)
+    return PruneResult(
+        work, masks, report, tokenizer, units=pruner.units() if isinstance(pruner, UnitPruning) else None
+    )
 
 
 def _recipe(method: str) -> TrainRecipe:

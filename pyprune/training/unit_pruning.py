@@ -15,6 +15,7 @@ from pyprune.models import adapter_for
 from pyprune.models.sublayers import SubLayer
 from pyprune.patterns import kept_count
 from pyprune.stats import GateGradients, grouped
+from pyprune.structured import unit_masks
 from pyprune.training.distillation import Parts, PruningLoss
 from pyprune.training.gating import SITES, UnitGates
 from pyprune.training.masks import unwrapped
@@ -258,20 +259,8 @@ class UnitPruning:
         return Units.from_masks(self.sizes.hidden, None, masks["neurons"], query=masks["query"], value=masks["value"])
 
     def linears(self) -> dict[str, Tensor]:
-        """The same as masks of weights, by linear name: bool ``[out, in]`` on the CPU, True = kept."""
-        assert self._gates is not None
-        parts, names = self._gates.parts, {module: name for name, module in self.model.named_modules()}
-        found = {}
-        for layer, pair in enumerate(zip(parts[0::2], parts[1::2], strict=True)):
-            kept = [self.masks[site][layer].flatten() for site in SITES]
-            for linear, rows, columns in _places(*pair, *kept):
-                mask = torch.zeros(linear.weight.shape, dtype=torch.bool)
-                if rows is not None:
-                    mask[rows.cpu()] = True
-                elif columns is not None:
-                    mask[:, columns.cpu()] = True
-                found[names[linear]] = mask
-        return found
+        """The same as masks of weights, by linear name: bool ``[out, in]`` on the CPU, True = kept; read only."""
+        return unit_masks(self.model, self.units())
 
     def check(self) -> None:
         """Raise AssertionError where a weight of the model that belongs to no kept unit is not zero."""
