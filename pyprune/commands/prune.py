@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyprune.commands import common, streaming, units
+from pyprune.commands import common, streaming, train, units
 from pyprune.commands.evaluate import compared, judge
 from pyprune.commands.summary import plan_text, prune_text
 from pyprune.commands.unit_summary import unit_plan_text, unit_text
 from pyprune.errors import InputError, PypruneError
 
-_EPILOG = """\
+_EPILOG = f"""\
 examples:
   pyprune prune MODEL --data train.tsv --sparsity 0.5 --output pruned
       half of the weights of every row removed by AKR; the text needs no labels
@@ -36,6 +36,7 @@ examples:
       physically smaller. --target-macs, --target-parameters count otherwise, --method kwon chooses otherwise
   pyprune prune MODEL --task sst2 --method kprune --target-parameters 0.3 --storage dense --output pruned
       the same with zeros in place, which plain transformers loads; `pyprune export pruned --compact DIR` cuts them out
+{train.EXAMPLES.rstrip()}
   pyprune prune LLAMA --streaming --data train.txt --sparsity 0.5 --output pruned
       a language model that does not fit into memory, block by block; --spill DIR keeps activations on disk
   pyprune prune config.json --random-weights --dry-run
@@ -84,9 +85,9 @@ def add(commands: Any) -> None:
     )
     data.add_argument("--seed", type=common.seed, default=0, metavar="N", help="of the draw (default 0)")
     how = parser.add_argument_group("pruning")
-    known = ", ".join(methods.available())
+    names = (*methods.available(), *methods.TRAIN_RECIPES)
     how.add_argument(
-        "--method", choices=methods.available(), default="akr", metavar="METHOD", help=f"one of {known} (default akr)"
+        "--method", choices=names, default="akr", metavar="METHOD", help=f"one of {', '.join(names)} (default akr)"
     )
     amount = how.add_mutually_exclusive_group()
     amount.add_argument(
@@ -135,6 +136,7 @@ def add(commands: Any) -> None:
     out.add_argument("--dry-run", action="store_true", help="print plan and memory, change nothing")
     out.add_argument("--spill", type=Path, metavar="DIR", help="keep activations in files there instead of in memory")
     units.add(parser)
+    train.add(parser)
     streaming.add(parser)
     common.add_general(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -142,6 +144,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked early, prune, evaluate, save, print."""
+    train.check_usage(arguments)
+    if train.chosen(arguments):
+        return train.run(arguments, _check_output)
     _check_usage(arguments)
 
     from pyprune import models, tasks

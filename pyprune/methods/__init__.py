@@ -12,9 +12,11 @@ from pyprune.methods.kwon import Kwon
 from pyprune.methods.plan import Plan
 from pyprune.methods.request import available, describe
 from pyprune.methods.streaming import StreamResult, prune_streaming
+from pyprune.methods.trained import TRAIN_RECIPES, train_prune
 from pyprune.methods.units import prune_units
 
 __all__ = [
+    "TRAIN_RECIPES",
     "JournalError",
     "KPrune",
     "Kwon",
@@ -29,4 +31,5 @@ __all__ = [
     "prune_streaming",
     "prune_units",
     "soup",
+    "train_prune",
 ]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of training with a teacher: what pruning meanwhile costs, beside the same step without it.
+
+Every candidate has a model of its own; steps are timed in turns, forward to optimizer. All schedules prune at every
+step that is measured, and GRAIN's gates are open: "share" is the part of a run in which that is so by default, and
+"overhead" the mean over a run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from common import Report, arguments, interleaved
+from torch import nn
+
+from pyprune.training import PUBLISHED, Cubic, MagnitudePruning, MovementPruning, PruningLoss, UnitPruning
+from pyprune.training.loop import Training, _Run
+from pyprune.training.pruning import State
+from pyprune.training.rows import Rows
+
+STEPS = 100_000  # of the schedules; as many as are measured are at their beginning
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+# Part of a run in which statistics are gathered or masks change: the default schedules of train_prune.
+SHARES = {"imp": 0.6, "movement": 1.0, "soft-movement": 1.0, "grain": 0.4, "grain, whole loss": 0.4}
+
+
+class NoPruning:
+    """A pruner that does nothing."""
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def begin(self, model: nn.Module, steps: int, state: State | None = None) -> None: ...
+
+    def before_step(self, step: int, optimizer: Any, *, scale: float = 1.0) -> None: ...
+
+    def after_step(self, step: int, optimizer: Any) -> None: ...
+
+    def end(self) -> None: ...
+
+    def sparsity(self) -> float:
+        return 0.0
+
+    def linears(self) -> dict[str, Any]:
+        return {}
+
+    def check(self) -> None: ...
+
+    def state(self) -> State:
+        return State()
+
+
+def main() -> None:
+    options = arguments("A step of training while pruning", rounds=9)
+    report = Report("training", write_file=not options.no_write)
+    sizes = TINY if options.quick else MINILM
+    for rows, tokens in ((4, 8),) if options.quick else ((32, 32), (32, 128)):
+        for hidden in (0.0, 1.0):
+            measure(report, sizes, rows, tokens, hidden, options.rounds)
+    report.write()
+
+
+def measure(report: Report, sizes: dict[str, int], rows: int, tokens: int, hidden: float, rounds: int) -> None:
+    """Steps of one shape, with predictions alone or hidden states too."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 100, (rows, tokens), generator=generator).tolist()
+    data = Rows([{"input_ids": row, "attention_mask": [1] * tokens} for row in ids], [0, 1] * (rows // 2))
+    teacher = build(sizes, seed=1)
+    schedule = Cubic(0.9, 0, STEPS)
+    runs = {}
+    for name in ("plain", *SHARES):
+        loss = PruningLoss(teacher, hard=0.0, soft=1.0, hidden=hidden, logits=PUBLISHED["grain"])
+        pruner: Any = {
+            "plain": NoPruning,
+            "imp": lambda: MagnitudePruning(schedule),
+            "movement": lambda: MovementPruning(schedule),
+            "soft-movement": lambda: MovementPruning(Cubic(0.1, 0, STEPS), soft=100.0),
+            "grain": lambda loss=loss: UnitPruning(schedule, loss=loss),
+            "grain, whole loss": lambda: UnitPruning(schedule),
+        }[name]()  # type: ignore[no-untyped-call, operator]
+        runs[name] = Stepper(build(sizes, seed=0), data, loss, pruner, rows)
+    timings = interleaved(runs, rounds=rounds)
+    plain = timings["plain"].median
+    overhead = {name: share * (timings[name].median / plain - 1) for name, share in SHARES.items()}
+    case = {**sizes, "rows": rows, "tokens": tokens, "hidden loss": bool(hidden)}
+    report.add(case, timings, ours="plain", share=SHARES, overhead=overhead)
+    for run in runs.values():
+        run.run.stop()
+
+
+class Stepper:
+    """Calls take one step after another."""
+
+    def __init__(self, model: nn.Module, data: Rows, loss: PruningLoss, pruner: Any, rows: int) -> None:
+        self.run = _Run(model, data, loss, pruner, Training(batch_size=rows), STEPS)
+        self.run.start(None)
+        self.number = 0
+
+    def __call__(self) -> None:
+        self.run.step(self.number)
+        self.number += 1
+
+
+def build(sizes: dict[str, int], seed: int) -> Any:
+    """A random BERT classifier."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    return BertForSequenceClassification(BertConfig(vocab_size=1000, num_labels=2, **sizes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Neurons and channels of heads, or whole heads, go while an encoder is trained (GRAIN: Yang et al., ACL 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyprune.errors import InputError
+from pyprune.models import adapter_for
+from pyprune.models.sublayers import SubLayer
+from pyprune.patterns import kept_count
+from pyprune.stats import GateGradients, grouped
+from pyprune.structured import unit_masks
+from pyprune.training.distillation import Parts, PruningLoss
+from pyprune.training.gating import SITES, UnitGates
+from pyprune.training.masks import unwrapped
+from pyprune.training.pruning import State
+from pyprune.training.schedules import Schedule
+from pyprune.units import Units
+
+Kind = Literal["channels", "heads"]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    hidden: int
+    heads: int
+    width: int
+    neurons: int
+    layers: int
+
+
+class UnitPruning:
+    """Units go by the moving average of their gates' gradients, in one ranking of all layers and kinds.
+
+    ``s ← β s + (1 − β) |∂L/∂m_u| tanh(D/α)``: ``D`` is the part of the head's value channels that is left, so that
+    heads which have lost much lose the rest (StructReg; of value channels only). A head without value channels loses
+    its query channels too. The attention keeps the scale of its dense width. Whole heads have one gate, whose gradient
+    is the sum of those of its value channels, and are ranked by score per parameter.
+
+    Parameters
+    ----------
+    schedule : Schedule or callable
+        Of the part of all units' parameters that is gone; or what makes one of the number of steps.
+    loss : PruningLoss, optional
+        Scores are made of the gradients of its predictions alone (gradient separation). None: of those of the whole
+        loss, which cost no pass of their own.
+    unit : {"channels", "heads"}
+        Query and value channels on their own, or whole heads; neurons beside both.
+    decay : float
+        ``β``.
+    regularisation : float
+        ``α``; 0: none.
+
+    Attributes
+    ----------
+    masks : dict of str to Tensor of bool
+        ``"neurons"`` ``[layers, neurons]``, ``"query"`` and ``"value"`` ``[layers, heads, width]``, from ``begin`` on.
+    statistics : GateGradients
+    """
+
+    name = "units"
+
+    def __init__(
+        self,
+        schedule: Schedule | Callable[[int], Schedule],
+        *,
+        loss: PruningLoss | None = None,
+        unit: Kind = "channels",
+        decay: float = 0.998,
+        regularisation: float = 0.3,
+    ) -> None:
+        if unit not in ("channels", "heads"):
+            raise InputError(f"unknown unit {unit!r}", hint='"channels" or "heads"')
+        if not regularisation >= 0:
+            raise InputError("regularisation is at least 0", seen=str(regularisation))
+        self._given, self._loss, self.unit = schedule, loss, unit
+        self.decay, self.regularisation = decay, regularisation
+        self.masks: dict[str, Tensor] = {}
+        self._scale = 1.0
+        self._gates: UnitGates | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """JSON-able; what a checkpoint has to agree with."""
+        names = ("name", "unit", "decay", "regularisation")
+        found = {name: getattr(self, name) for name in names}
+        return found | {"schedule": repr(self._given), "separate": self._loss is not None}
+
+    def begin(self, model: nn.Module, steps: int, state: State | None = None) -> None:
+        """Take hold of an encoder, from its first step or from a state on.
+
+        Raises
+        ------
+        InputError
+            A family whose units cannot be pruned, or a state of another model.
+        """
+        self.end()
+        self.model = unwrapped(model)
+        self.schedule = self._given if isinstance(self._given, Schedule) else self._given(steps)
+        self._gates = UnitGates(self.model, adapter_for(self.model))
+        attention, feed = self._gates.parts[0], self._gates.parts[1]
+        sizes = _Sizes(
+            attention.writes.out_features,
+            attention.units,
+            attention.width,
+            feed.writes.in_features,
+            len(self._gates.parts) // 2,
+        )
+        self.sizes = sizes
+        device = attention.writes.weight.device
+        channels = (sizes.layers, sizes.heads, sizes.width)
+        shapes = {"neurons": (sizes.layers, sizes.neurons), "query": channels, "value": channels}
+        self.masks = {site: torch.ones(shape, dtype=torch.bool, device=device) for site, shape in shapes.items()}
+        counts = {site: mask.numel() for site, mask in self.masks.items()}
+        self._sums = {site: torch.zeros(count, device=device) for site, count in counts.items()}
+        ranked = {site: mask.numel() for site, mask in self._ranked().items()}
+        self.statistics = GateGradients(ranked, decay=self.decay, device=device)
+        if self._loss is not None:
+            self._loss.watch.append(self._see)
+        step = 0
+        if state is not None:
+            step = int(state.values["step"])
+            self._restore(state)
+        else:
+            self._prune(0, None)
+        self._measure(step)
+
+    def _restore(self, state: State) -> None:
+        for site, mask in self.masks.items():
+            stored = state.tensors[f"mask/{site}"]
+            if stored.shape != mask.shape:
+                raise InputError(
+                    "the state is of another model", asked=str(list(mask.shape)), seen=str(list(stored.shape))
+                )
+            mask.copy_(stored)
+        for site in self.statistics.sites:
+            self.statistics.average(site).copy_(state.tensors[f"average/{site}"])
+        self.statistics.batches, self.statistics.excluded = state.values["batches"], state.values["excluded"]
+        self._scale = float(state.values["scale"])
+
+    def end(self) -> None:
+        """Let go of the model, as it is."""
+        if self._gates is not None:
+            self._gates.close()
+        if self._loss is not None and self._see in self._loss.watch:
+            self._loss.watch.remove(self._see)
+
+    def _measure(self, step: int) -> None:
+        """Gates are open while a mask is still to be chosen."""
+        assert self._gates is not None
+        self._step = step
+        if self.schedule.value(step) == self.schedule.final:
+            self._gates.close()
+        else:
+            self._gates.open()
+
+    def _see(self, parts: Parts) -> None:
+        """Gradients of the predictions alone, of one batch."""
+        assert self._gates is not None
+        if self._gates.gates:
+            # Scaled as the loss is: in half precision small gradients would be lost.
+            found = self._gates.of(parts.prediction * (parts.share * self._scale))
+            for site, value in found.items():
+                self._sums[site] += value.flatten() / self._scale
+
+    def before_step(self, step: int, optimizer: Any, *, scale: float = 1.0) -> None:
+        """Take the step's gradients into the moving average; those that are not finite are left out and counted."""
+        assert self._gates is not None
+        self._scale = scale
+        if not self._gates.gates:
+            return
+        collected = self._gates.collected()
+        if self._loss is None:
+            for site, value in collected.items():
+                self._sums[site] += value.flatten() / scale
+        _average_over_processes(self._sums)
+        self.statistics.add(self._scored())
+        for value in self._sums.values():
+            value.zero_()
+
+    def _scored(self) -> dict[str, Tensor]:
+        """Gradients of the gates that are ranked, regularised."""
+        found = dict(self._sums)
+        if self.unit == "heads":
+            return {"neurons": found["neurons"], "heads": grouped(found["value"], self.sizes.width)}
+        if self.regularisation:
+            left = self.masks["value"].float().mean(dim=2, keepdim=True) / self.regularisation
+            found["value"] = found["value"] * left.tanh().expand_as(self.masks["value"]).flatten()
+        return found
+
+    def _ranked(self) -> dict[str, Tensor]:
+        """Masks of what is ranked."""
+        if self.unit == "heads":
+            return {"neurons": self.masks["neurons"], "heads": self.masks["value"].any(dim=2)}
+        return self.masks
+
+    def after_step(self, step: int, optimizer: Any) -> None:
+        """Move on to the masks of the next step."""
+        self._prune(step + 1, optimizer)
+        self._measure(step + 1)
+
+    def sparsity(self) -> float:
+        """The part of all units' parameters that is gone."""
+        costs = self._costs()
+        total = sum(costs[site] * mask.numel() for site, mask in self.masks.items())
+        return 1.0 - sum(costs[site] * int(mask.sum()) for site, mask in self.masks.items()) / max(total, 1)
+
+    def _costs(self) -> dict[str, int]:
+        """Parameters of one unit, biases included."""
+        side = 2 * self.sizes.hidden
+        costs = {"neurons": side + 1, "query": side + 2, "value": side + 1}
+        return costs | {"heads": self.sizes.width * (costs["query"] + costs["value"])}
+
+    def _prune(self, step: int, optimizer: Any) -> None:
+        """Masks that hold in the forward pass of ``step``, where its sparsity is a new one."""
+        value = self.schedule.value(step)
+        if value == (self.schedule.value(step - 1) if step else 0.0):
+            return
+        masks = self._chosen(value)
+        for site, mask in masks.items():
+            assert not bool((mask & ~self.masks[site]).any()), "a unit that was gone came back"
+        gone = {site: self.masks[site] & ~masks[site] for site in SITES}
+        self.masks = masks
+        assert self._gates is not None
+        for layer, parts in enumerate(zip(self._gates.parts[0::2], self._gates.parts[1::2], strict=True)):
+            for linear, rows, columns in _places(*parts, *(gone[site][layer].flatten() for site in SITES)):
+                _zero(linear, rows, columns, optimizer)
+
+    def _chosen(self, sparsity: float) -> dict[str, Tensor]:
+        """The lowest scores go until that part of the parameters is gone; what was gone comes first."""
+        ranked, costs = self._ranked(), self._costs()
+        scores, sizes = [], []
+        for site, mask in ranked.items():
+            score = self.statistics.average(site) / (costs[site] if self.unit == "heads" else 1)
+            scores.append(score.masked_fill(~mask.flatten(), -torch.inf))
+            sizes.append(torch.full((mask.numel(),), costs[site], device=mask.device))
+        size = torch.cat(sizes)
+        order = torch.argsort(torch.cat(scores), stable=True)
+        total = int(size.sum())
+        gone = torch.cumsum(size[order], dim=0) <= total - kept_count(total, sparsity)
+        kept = torch.ones_like(gone)
+        kept[order[gone]] = False
+        parts = torch.split(kept, [mask.numel() for mask in ranked.values()])
+        found = {s: part.reshape(mask.shape) & mask for (s, mask), part in zip(ranked.items(), parts, strict=True)}
+        if self.unit == "heads":
+            whole = found.pop("heads")[:, :, None].expand_as(self.masks["value"])
+            return found | {"query": whole.clone(), "value": whole.clone()}
+        found["query"] &= found["value"].any(dim=2, keepdim=True)
+        return found
+
+    def units(self) -> Units:
+        """What is kept."""
+        masks = {site: mask.cpu() for site, mask in self.masks.items()}
+        return Units.from_masks(self.sizes.hidden, None, masks["neurons"], query=masks["query"], value=masks["value"])
+
+    def linears(self) -> dict[str, Tensor]:
+        """The same as masks of weights, by linear name: bool ``[out, in]`` on the CPU, True = kept; read only."""
+        return unit_masks(self.model, self.units())
+
+    def check(self) -> None:
+        """Raise AssertionError where a weight of the model that belongs to no kept unit is not zero."""
+        for name, mask in self.linears().items():
+            weight = self.model.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            assert not bool((weight.detach().cpu() != 0)[~mask].any()), f"{name}: weights of pruned units are not zero"
+
+    def state(self) -> State:
+        """Masks and moving averages."""
+        values = {"batches": self.statistics.batches, "excluded": self.statistics.excluded}
+        found = State(values=values | {"step": self._step, "scale": self._scale})
+        found.put("mask", self.masks)
+        found.put("average", {site: self.statistics.average(site) for site in self.statistics.sites})
+        return found
+
+
+def _places(
+    attention: SubLayer, feed: SubLayer, neurons: Tensor, query: Tensor, value: Tensor
+) -> list[tuple[nn.Linear, Tensor | None, Tensor | None]]:
+    """Rows and columns of a layer's linears that belong to units, as numbers."""
+    neuron, q, v = (torch.nonzero(mask).flatten() for mask in (neurons, query, value))
+    first, second, third = attention.reads
+    (up,) = feed.reads
+    return [
+        (first, q, None),
+        (second, q, None),
+        (third, v, None),
+        (attention.writes, None, v),
+        (up, neuron, None),
+        (feed.writes, None, neuron),
+    ]
+
+
+@torch.no_grad()
+def _zero(linear: nn.Linear, rows: Tensor | None, columns: Tensor | None, optimizer: Any) -> None:
+    """Zero rows with their biases, or columns; and what the optimizer remembers of them.
+
+    Units that are zero on both of their sides have no gradient, so that nothing has to be held afterwards.
+    """
+    found = rows if rows is not None else columns
+    if found is None or not len(found):
+        return
+    for parameter in (linear.weight, linear.bias):
+        if parameter is None or (rows is None and parameter.dim() == 1):
+            continue
+        remembered = {} if optimizer is None else optimizer.state.get(parameter, {})
+        moments = [v for v in remembered.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
+        for tensor in (parameter, *moments):
+            tensor.index_fill_(0 if rows is not None else 1, found, 0.0)
+
+
+def _average_over_processes(values: dict[str, Tensor]) -> None:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        for value in values.values():
+            distributed.all_reduce(value)
+            value /= distributed.get_world_size()

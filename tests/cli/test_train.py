@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``pyprune prune`` with methods that train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_checkpoint import build_checkpoint
+
+from pyprune.result import load_masks
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_checkpoint(tmp_path_factory.mktemp("teacher") / "tiny", seed=4)
+
+
+def test_trained_evaluated_and_saved(
+    run: Run, model: Path, teacher: Path, data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    common = ("prune", model, "--method", "movement", "--train", data[1], "--teacher", teacher, "--sparsity", "0.7")
+    common += ("--epochs", "1", "--batch-size", "8", "--evaluate", data[1], "--hidden", "1")
+    outcome = run(*common, "--output", tmp_path / "pruned", "--json")
+    assert outcome.status == 0, outcome.err
+    report = outcome.json
+    assert report["method"] == "movement"
+    assert report["training"]["steps"] == 4
+    assert report["settings"]["training"]["batch_size"] == 8
+    assert report["settings"]["loss"]["hidden"] == 1.0
+    assert report["evaluation"]["pruned"]["total"] == 30
+    stored = json.loads((tmp_path / "pruned" / "pyprune.json").read_text(encoding="utf-8"))
+    assert stored["evaluation"] == report["evaluation"]
+    assert {layer["name"]: layer["kept"] for layer in report["layers"]} == {
+        name: int(mask.sum()) for name, mask in load_masks(tmp_path / "pruned").items()
+    }
+    assert not list(tmp_path.glob("*.training"))
+    judged = run("evaluate", tmp_path / "pruned", "--data", data[1], "--json").json
+    assert judged["correct"] == report["evaluation"]["pruned"]["correct"]
+    text = run(*common[:-2])
+    assert "movement, 4 steps" in text.out
+    assert "same answer as the dense model" in text.out
+
+
+def test_resumed(
+    run: Run, model: Path, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyprune.training import loop
+
+    common = ("prune", model, "--method", "imp", "--train", data[1], "--epochs", "1", "--batch-size", "8", "--json")
+    whole = run(*common, "--output", tmp_path / "whole").json
+    step = loop._Run.step
+
+    def stopped(self: Any, number: int) -> float:
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    monkeypatch.setattr(loop._Run, "step", stopped)
+    options = (*common, "--output", tmp_path / "pruned", "--checkpoint-every", "2")
+    outcome = run(*options)
+    assert outcome.status != 0
+    assert "2 steps are saved" in outcome.err
+    monkeypatch.undo()
+    assert run(*options).status == 1
+    resumed = run(*options, "--resume").json
+    assert resumed["training"]["resumed"] == 2
+    assert resumed["training"]["losses"] == whole["training"]["losses"]
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "pruned"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "movement"), "needs --train FILE"),
+        (("--method", "movement", "--train", "x", "--pattern", "2:4"), "--pattern is not for methods that train"),
+        (("--method", "movement", "--train", "x", "--dry-run"), "--dry-run is not for methods that train"),
+        (("--method", "movement", "--train", "x", "--resume"), "--resume goes with --output"),
+        (("--data", "x", "--epochs", "3"), "--epochs is for methods that train"),
+        (("--data", "x", "--teacher", "y"), "--teacher is for methods that train"),
+    ],
+)
+def test_usage(run: Run, model: Path, options: tuple[str, ...], message: str) -> None:
+    outcome = run("prune", model, *options)
+    assert outcome.status == 2
+    assert message in " ".join(outcome.err.split())
+
+
+def test_rows_without_labels(run: Run, model: Path, data: tuple[Path, Path]) -> None:
+    outcome = run("prune", model, "--method", "movement", "--train", data[0], "--json")
+    assert outcome.status == 1
+    assert "has no labels" in outcome.out + outcome.err
