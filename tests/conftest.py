@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# GNU OpenMP reads both when torch loads it. Processes that have as many threads as there are cores, each, mostly wait for
-# each other (eight times the processor seconds, on two cores); the tests of threads ask for their number themselves.
+# GNU OpenMP reads both when torch loads it. Processes that have as many threads as there are cores, each, mostly wait
+# for each other (eight times the processor seconds, on two cores); the tests of threads ask for a number themselves.
 if "PYTEST_XDIST_WORKER" in os.environ:
     cores, side_by_side = os.cpu_count() or 1, int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // side_by_side)))
