@@ -3,11 +3,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# GNU OpenMP reads both when torch loads it. Processes that have as many threads as there are cores, each, mostly wait
+# for each other (eight times the processor seconds, on two cores); the tests of threads ask for a number themselves.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    cores, side_by_side = os.cpu_count() or 1, int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // side_by_side)))
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import torch
 
 from pyprune import backends

@@ -184,8 +184,8 @@ struct Pairs {
 
 // sums[row][:] (+)= Σ weights of the cell's rows times x[column][:], x the tile's first column; `fresh`: = for +=.
 template <class Steps>
-inline void multiply_cell(const SparseRows& w, int64_t panel, int64_t tile, bool fresh, const typename Steps::Input* x,
-                          float* sums) {
+__attribute__((noinline)) void multiply_cell(const SparseRows& w, int64_t panel, int64_t tile, bool fresh,
+                                             const typename Steps::Input* x, float* sums) {
     using S = Simd<float>;
     constexpr int vectors = Steps::vectors;
     constexpr int64_t width = vectors * S::lanes;

@@ -97,32 +97,42 @@ class Line {
     int64_t blocks_, last_;
 };
 
+// Layout and epilogue do not depend on the type of the weights, products not on that of x: calls apart from each other keep
+// the number of their combinations, and with it the time to compile, small.
+template <int64_t width, class Input, class Element>
+__attribute__((noinline)) void read_tile(Input* to, const SparseRows& w, int64_t tile, const Tokens<Element>& tokens,
+                                         int64_t token) {
+    const Element* x = tokens.x + token * tokens.stride + tile * w.tile;
+    to_block<width>(to, x, tokens.stride, std::min(width, tokens.count - token), w.tile_columns(tile),
+                    w.in - tile * w.tile);
+}
+
+template <int64_t width, class Element>
+__attribute__((noinline)) void write_panel(const Tokens<Element>& tokens, const SparseRows& w, int64_t panel,
+                                           int64_t token, const Epilogue& epilogue, const float* sums) {
+    const int64_t row = panel * kPanelRows;
+    from_block<width>(
+        tokens.y + token * w.out + row, w.out, sums, std::min(width, tokens.count - token), w.panel_rows(panel),
+        [&](int64_t i, Simd<float>::Vector sum) { return epilogue.activate(epilogue.affine(row + i, sum)); });
+}
+
 template <class Steps, class Element>
 void block_rows(const SparseRows& w, int64_t first, int64_t last, const Tokens<Element>& tokens, int64_t token,
                 const Epilogue& epilogue, float* memory, float* sums) {
     constexpr int64_t width = Steps::vectors * kLanes;
-    const Element* x = tokens.x + token * tokens.stride;
-    Element* y = tokens.y + token * w.out;
-    const int64_t count = std::min(width, tokens.count - token);
     auto* const x_tile = reinterpret_cast<typename Steps::Input*>(memory);
     multiply_steps<Steps>(
         w, first, last, sums,
         [&](int64_t tile) {
-            to_block<width>(x_tile, x + tile * w.tile, tokens.stride, count, w.tile_columns(tile),
-                            w.in - tile * w.tile);
+            read_tile<width>(x_tile, w, tile, tokens, token);
             return x_tile;
         },
-        [&](int64_t panel, const float* own) {
-            const int64_t row = panel * kPanelRows;
-            from_block<width>(y + row, w.out, own, count, w.panel_rows(panel), [&](int64_t i, Simd<float>::Vector sum) {
-                return epilogue.activate(epilogue.affine(row + i, sum));
-            });
-        });
+        [&](int64_t panel, const float* own) { write_panel<width>(tokens, w, panel, token, epilogue, own); });
 }
 
 // sums[row] of one panel and one token.
 template <class Value>
-void gather_panel(const SparseRows& w, int64_t panel, const float* x, float* sums) {
+__attribute__((noinline)) void gather_panel(const SparseRows& w, int64_t panel, const float* x, float* sums) {
     std::fill_n(sums, kPanelRows, 0.0f);
     const int64_t tiles = w.tiles();
     const Value* value = static_cast<const Value*>(w.values) + w.starts[panel * tiles];
@@ -154,18 +164,24 @@ void gather_panel(const SparseRows& w, int64_t panel, const float* x, float* sum
     }
 }
 
+template <class Element>
+__attribute__((noinline)) void write_row(Element* y, const SparseRows& w, int64_t panel, const Epilogue& epilogue,
+                                         float* sums) {
+    const int64_t start = panel * kPanelRows, rows = w.panel_rows(panel);
+    for (int64_t row = 0; row < rows; ++row)
+        sums[row] = epilogue.affine(start + row, sums[row] - Simd<float>::Vector{})[0];
+    for (int64_t row = 0; row < rows; row += kLanes)
+        store_narrow(y + start + row, epilogue.activate(Simd<float>::load(sums + row)),
+                     std::min<int64_t>(kLanes, rows - row));
+}
+
 template <class Value, class Element>
 void gather_rows(const SparseRows& w, int64_t first, int64_t last, const float* x, Element* y,
                  const Epilogue& epilogue) {
     float sums[kPanelRows];
     for (int64_t panel = first; panel < last; ++panel) {
         gather_panel<Value>(w, panel, x, sums);
-        const int64_t start = panel * kPanelRows, rows = w.panel_rows(panel);
-        for (int64_t row = 0; row < rows; ++row)
-            sums[row] = epilogue.affine(start + row, sums[row] - Simd<float>::Vector{})[0];
-        for (int64_t row = 0; row < rows; row += kLanes)
-            store_narrow(y + start + row, epilogue.activate(Simd<float>::load(sums + row)),
-                         std::min<int64_t>(kLanes, rows - row));
+        write_row(y, w, panel, epilogue, sums);
     }
 }
 

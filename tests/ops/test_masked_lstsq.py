@@ -116,6 +116,18 @@ def test_not_finite(backend, bad):
         ops.masked_lstsq(tensors["gram"], tensors["rhs"], torch.ones(1, 3).bool(), anchor=tensors["anchor"], damp=0.1)
 
 
+@pytest.mark.parametrize("kind", ["plain", "scaled"])
+def test_same_bits_for_any_thread_count(kind, monkeypatch, generator):
+    gram = gram_of(features(400, 131, generator, kind), 1e-4)
+    rhs = torch.randn(41, 131, dtype=torch.float64, generator=generator) @ gram
+    mask = torch.rand(41, 131, generator=generator) < 0.5
+    results = []
+    for threads in ("1", "2", "3"):
+        monkeypatch.setenv("PYPRUNE_NUM_THREADS", threads)
+        results.append(ops.masked_lstsq(gram, rhs, mask))
+    assert all(torch.equal(results[0], other) for other in results)
+
+
 def test_errors_say_what_was_seen():
     eye, ones, mask = torch.eye(3), torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(InputError, match=r"rhs \[2, 4\]"):

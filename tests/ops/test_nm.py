@@ -36,6 +36,14 @@ def test_dtypes_and_empty(backend, dtype, generator):
     assert ops.nm(scores[:0], 2, 4).shape == (0, 12)
 
 
+@pytest.mark.parametrize(("keep", "of"), [(2, 4), (7, 23)])
+def test_same_mask_for_any_thread_count(keep, of, monkeypatch, generator):
+    scores = torch.randint(0, 9, (151, of * 6), generator=generator).float()
+    for threads in ("1", "3"):
+        monkeypatch.setenv("PYPRUNE_NUM_THREADS", threads)
+        assert torch.equal(ops.nm(scores, keep, of), nm_reference(scores, keep, of))
+
+
 def test_errors_say_what_was_seen():
     with pytest.raises(InputError, match="rows of 10"):
         ops.nm(torch.ones(1, 10), 2, 4)

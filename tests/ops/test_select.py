@@ -47,6 +47,15 @@ def test_non_contiguous(backend, generator):
     assert torch.equal(ops.select(scores, 7), select_reference(scores.contiguous(), 7, True))
 
 
+@pytest.mark.parametrize("scope", ["row", "layer"])
+def test_same_mask_for_any_thread_count(scope, monkeypatch, generator):
+    scores = torch.randint(0, 9, (151, 97), generator=generator).float()
+    count = 40 if scope == "row" else 6001
+    for threads in ("1", "3"):
+        monkeypatch.setenv("PYPRUNE_NUM_THREADS", threads)
+        assert torch.equal(ops.select(scores, count, scope), select_reference(scores, count, scope == "row"))
+
+
 def test_errors_say_what_was_seen():
     with pytest.raises(InputError, match="5 candidates"):
         ops.select(torch.ones(2, 5), 6)

@@ -44,13 +44,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of it, built in isolation, where no torch is installed."""
+    """A wheel of it, built in isolation, where no torch is installed. Not optimised: that is quicker."""
     target = tmp_path_factory.mktemp("wheel")
     constraints = str(ROOT / "constraints.txt")
     _run(
         *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", target, source),
         cwd=target,
         PYPRUNE_CUDA="OFF",
+        PYPRUNE_BUILD_TYPE="Debug",
         PIP_CONSTRAINT=constraints,
         PIP_BUILD_CONSTRAINT=constraints,
     )
