@@ -141,7 +141,7 @@ class Attacker:
         }
         place, name = RECIPES[recipe]
         module = importlib.import_module(f"textattack.attack_recipes.{place}")
-        with _names_of(module, replaced), parts.without_list_of_homoglyphs():
+        with names_of(module, replaced), parts.without_list_of_homoglyphs():
             self._recipe = getattr(module, name).build(parts.Victim(model, self._lockstep))
         self._constraints = [
             *self._recipe.pre_transformation_constraints,
@@ -318,7 +318,7 @@ def _type_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _names_of(module: Any, values: dict[str, Any]) -> Iterator[None]:
+def names_of(module: Any, values: dict[str, Any]) -> Iterator[None]:
     """Names of a module that stand for something else while the block runs; those it does not have are passed over."""
     before = {name: getattr(module, name) for name in values if hasattr(module, name)}
     try:
