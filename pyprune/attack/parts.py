@@ -179,7 +179,8 @@ class Tagger(PartOfSpeech):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._tags = Tags(self.tagset)
+        mapped = functools.partial(nltk.tag.map_tag, "en-ptb", self.tagset)
+        self._tags = Tags(nltk.tag.PerceptronTagger(), mapped)
 
     def _get_pos(self, before_ctx: list[str], word: str, after_ctx: list[str]) -> str:
         context = (*before_ctx, word, *after_ctx)

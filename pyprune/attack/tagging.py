@@ -8,10 +8,10 @@ the largest sum of weights over features (Collins 2002, an averaged perceptron).
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from nltk.tag import PerceptronTagger, map_tag
 
 
 class Tags:
@@ -19,17 +19,18 @@ class Tags:
 
     Parameters
     ----------
-    tagset : str
-        NLTK's name of the tag set to map to.
+    tagger : nltk.tag.PerceptronTagger
+    mapped : callable
+        Takes a tag of the tagger, gives the one that is asked for.
     """
 
-    def __init__(self, tagset: str) -> None:
-        self._tagger: Any = PerceptronTagger()
+    def __init__(self, tagger: Any, mapped: Callable[[str], str]) -> None:
+        self._tagger = tagger
         # among equal sums the last tag of the alphabet is taken
-        self._classes = sorted(self._tagger.classes, reverse=True)
+        self._classes = sorted(tagger.classes, reverse=True)
         self._place = {tag: place for place, tag in enumerate(self._classes)}
         self._weights: dict[str, Any] = {}
-        self._mapped = functools.lru_cache(maxsize=None)(lambda tag: map_tag("en-ptb", tagset, tag))
+        self._mapped = functools.lru_cache(maxsize=None)(mapped)
         self._predict = functools.lru_cache(maxsize=2**18)(self._predicted)
         self._tag_at = functools.lru_cache(maxsize=2**18)(self._tag_of)
 
