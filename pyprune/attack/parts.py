@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pyprune.attack.library import without_downloads
 from pyprune.attack.lockstep import Lockstep
+from pyprune.attack.tagging import Tags
 from pyprune.errors import InputError
 
 _NEAR = 50  # neighbours that any recipe asks for
@@ -174,19 +175,16 @@ class Encoder(SentenceEncoder):  # type: ignore[misc]
 
 
 class Tagger(PartOfSpeech):  # type: ignore[misc]
-    """The recipe's tagger, loaded once and asked once for each context."""
+    """The recipe's tagger, loaded once and asked once for each word in its context."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._tagger = nltk.tag.PerceptronTagger()
-        self._tags = functools.lru_cache(maxsize=2**18)(self._tags_of)
-
-    def _tags_of(self, context: tuple[str, ...]) -> list[str]:
-        return [nltk.tag.map_tag("en-ptb", self.tagset, tag) for _, tag in self._tagger.tag(list(context))]
+        mapped = functools.partial(nltk.tag.map_tag, "en-ptb", self.tagset)
+        self._tags = Tags(nltk.tag.PerceptronTagger(), mapped)
 
     def _get_pos(self, before_ctx: list[str], word: str, after_ctx: list[str]) -> str:
         context = (*before_ctx, word, *after_ctx)
-        return self._tags(context)[context.index(word)]
+        return self._tags.at(context, context.index(word))
 
 
 class WordNet(WordSwapWordNet):  # type: ignore[misc]

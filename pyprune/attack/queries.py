@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyprune.attack.encodings import Encodings
 from pyprune.errors import InputError, NumericsError
 from pyprune.sparse import optimize
 from pyprune.tasks.evaluate import longest_input
@@ -35,6 +36,13 @@ class TextModel:
         Takes ``(output, attention mask)``, gives a float32 tensor with one row a text.
     max_length : int, optional
         Tokens of a text, by default what the model can take.
+    stored : Encodings, optional
+        Rows that earlier runs have computed, and where new ones go.
+
+    Attributes
+    ----------
+    keeps : bool
+        A text's row has the same bits whatever else is in the batch, so that it may be kept.
     """
 
     def __init__(
@@ -43,12 +51,13 @@ class TextModel:
         tokenizer: Any,
         read: Callable[[Any, Tensor], Tensor],
         max_length: int | None = None,
+        stored: Encodings | None = None,
     ) -> None:
         self.model = inference_form(model)
         # A packed encoder gives a text the same bits whatever else is in the batch, so that it does not matter when it
         # was asked. Elsewhere rounding depends on the batch, and outcomes may depend on their own group alone.
-        self._keeps = self.model is not model
-        self.tokenizer = tokenizer
+        self.keeps = self.model is not model
+        self.tokenizer, self.stored = tokenizer, stored
         self.max_length = longest_input(model, tokenizer, max_length)
         self._read = read
         self._device = next(self.model.parameters()).device
@@ -58,7 +67,7 @@ class TextModel:
 
     def begin_group(self) -> None:
         """Drop what is known of texts where it would change answers, or is too much to keep."""
-        if not self._keeps or self._bytes > _KEPT_BYTES:
+        if not self.keeps or self._bytes > _KEPT_BYTES:
             self._kept.clear()
             self._bytes = 0
 
@@ -66,10 +75,22 @@ class TextModel:
         """One row (on the CPU) for each text; a text that was asked before is not asked again."""
         new = [text for text in dict.fromkeys(texts) if text not in self._kept]
         if new:
-            rows = self._rows(new)
-            self._kept.update(zip(new, rows, strict=True))
-            self._bytes += sum(row.nbytes for row in rows)
+            rows = self._stored_or_computed(new)
+            self._kept.update(rows)
+            self._bytes += sum(row.nbytes for row in rows.values())
         return [self._kept[text] for text in texts]
+
+    def _stored_or_computed(self, texts: list[Text]) -> dict[Text, Tensor]:
+        if self.stored is None:
+            return dict(zip(texts, self._rows(texts), strict=True))
+        found: dict[Text, Tensor] = {}
+        found.update(self.stored.get([text for text in texts if isinstance(text, str)]))
+        new = [text for text in texts if text not in found]
+        if new:
+            computed = dict(zip(new, self._rows(new), strict=True))
+            self.stored.add({text: row for text, row in computed.items() if isinstance(text, str)})
+            found |= computed
+        return found
 
     def _rows(self, texts: list[Text]) -> list[Tensor]:
         encoded = self._encode(texts)

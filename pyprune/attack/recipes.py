@@ -24,11 +24,15 @@ from weakref import WeakKeyDictionary
 import torch
 
 from pyprune.attack import library
+from pyprune.attack.encodings import Encodings
 from pyprune.attack.lockstep import Lockstep
 from pyprune.attack.queries import Text, TextModel, logits, mean_of_tokens
+from pyprune.attack.records import digest
 from pyprune.attack.resources import NEEDS, Resources, check, prepare_nltk, read_neighbours, sha256_of, statement
+from pyprune.backends import instructions
 from pyprune.errors import InputError
 from pyprune.tasks.evaluate import longest_input
+from pyprune.version import __version__
 
 # Name: module and class of TextAttack.
 RECIPES = {
@@ -137,7 +141,7 @@ class Attacker:
         }
         place, name = RECIPES[recipe]
         module = importlib.import_module(f"textattack.attack_recipes.{place}")
-        with _names_of(module, replaced), parts.without_list_of_homoglyphs():
+        with names_of(module, replaced), parts.without_list_of_homoglyphs():
             self._recipe = getattr(module, name).build(parts.Victim(model, self._lockstep))
         self._constraints = [
             *self._recipe.pre_transformation_constraints,
@@ -225,6 +229,8 @@ class Attacker:
             what = f"mean of the last states of a {_type_of(path)} in the place of the {_ENCODER}"
             self.resources.append(statement("encoder", "stand-in", what, path, sha256))
         elif path is not None or (resources.download and has_hub):
+            if resources.cache is not None:
+                raise InputError(f"encodings of the {_ENCODER} are not kept in files", hint="without --cache")
             if not has_hub:
                 raise InputError(
                     f"{path} needs tensorflow_hub", hint="pip install tensorflow_hub, or a transformers model"
@@ -270,13 +276,13 @@ class Attacker:
 def _shared_encoder(resources: Resources, path: Path, sha256: str) -> TextModel:
     """The encoder of `resources`, which keeps its encodings as long as they live: other models meet many of them."""
     encoders = _ENCODERS.setdefault(resources, {})
-    key = (sha256, torch.get_num_threads())  # threads may divide sums otherwise
-    if key not in encoders:
-        encoders[key] = _sentence_encoder(path)
-    return encoders[key]
+    threads = torch.get_num_threads()  # they may divide sums otherwise
+    if (sha256, threads) not in encoders:
+        encoders[sha256, threads] = _sentence_encoder(path, resources.cache, sha256, threads)
+    return encoders[sha256, threads]
 
 
-def _sentence_encoder(path: Path) -> TextModel:
+def _sentence_encoder(path: Path, cache: Path | None, sha256: str, threads: int) -> TextModel:
     from transformers import AutoModel
 
     from pyprune.commands.checkpoints import open_tokenizer
@@ -286,7 +292,23 @@ def _sentence_encoder(path: Path) -> TextModel:
     except (OSError, ValueError, KeyError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(f"{path}: the sentence encoder cannot be opened", seen=text) from error
-    return TextModel(model, open_tokenizer(str(path)), mean_of_tokens)
+    encoder = TextModel(model, open_tokenizer(str(path)), mean_of_tokens)
+    if cache is not None:
+        if not encoder.keeps:
+            raise InputError(
+                f"encodings of a {_type_of(path)} cannot be kept in files: their last bits depend on the batch",
+                hint="without --cache",
+            )
+        about = {
+            "encoder": sha256,
+            "max_length": encoder.max_length,
+            "threads": threads,
+            "instructions": instructions(),
+            "torch": str(torch.__version__),
+            "pyprune": __version__,
+        }
+        encoder.stored = Encodings(cache, digest(about))
+    return encoder
 
 
 def _type_of(path: Path) -> str:
@@ -296,7 +318,7 @@ def _type_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _names_of(module: Any, values: dict[str, Any]) -> Iterator[None]:
+def names_of(module: Any, values: dict[str, Any]) -> Iterator[None]:
     """Names of a module that stand for something else while the block runs; those it does not have are passed over."""
     before = {name: getattr(module, name) for name in values if hasattr(module, name)}
     try:

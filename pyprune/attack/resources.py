@@ -57,6 +57,9 @@ class Resources:
         Folder or hub name of a masked language model.
     download : bool
         Fetch from the network what is not here; otherwise nothing is.
+    cache : Path, optional
+        Folder for encodings of sentences, which later runs find there, of other models too. A folder that is not
+        there is made.
     """
 
     nltk_data: Path | None = None
@@ -64,9 +67,17 @@ class Resources:
     encoder: Path | None = None
     masked_lm: str | None = None
     download: bool = False
+    cache: Path | None = None
 
     @classmethod
-    def of(cls, folder: str | Path | None = None, *, download: bool = False, **given: str | Path | None) -> Resources:
+    def of(
+        cls,
+        folder: str | Path | None = None,
+        *,
+        download: bool = False,
+        cache: str | Path | None = None,
+        **given: str | Path | None,
+    ) -> Resources:
         """What is `given`, and the rest from `folder` as far as it is there.
 
         Raises
@@ -90,7 +101,7 @@ class Resources:
                 here = next((root / place for place in places if (root / place).exists()), None)
                 if here is not None:
                     found.setdefault(name, str(here) if name == "masked_lm" else here)
-        return cls(download=download, **found)
+        return cls(download=download, cache=Path(cache).expanduser() if cache is not None else None, **found)
 
 
 def statement(name: str, kind: str, what: str, source: object = None, sha256: str | None = None) -> dict[str, Any]:

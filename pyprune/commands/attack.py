@@ -88,6 +88,7 @@ def add_resources(files: Any) -> None:
     )
     files.add_argument("--encoder", metavar="DIR", help="a sentence encoder (all recipes but pwws and deepwordbug)")
     files.add_argument("--masked-lm", metavar="DIR", help="a masked language model (bert-attack, bae)")
+    files.add_argument("--cache", metavar="DIR", help="keep sentence encodings there: later runs are faster")
     files.add_argument("--download", action="store_true", help="fetch what is missing; without it nothing is")
 
 
@@ -98,6 +99,7 @@ def resources_of(arguments: argparse.Namespace) -> Any:
     return Resources.of(
         arguments.resources,
         download=arguments.download,
+        cache=arguments.cache,
         nltk_data=arguments.nltk_data,
         synonyms=arguments.synonyms,
         encoder=arguments.encoder,

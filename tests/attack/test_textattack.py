@@ -16,7 +16,7 @@ from tiny_checkpoint import WORDS, build_checkpoint, build_sentences, build_toke
 
 from pyprune import attack, tasks
 from pyprune.attack import library
-from pyprune.attack.recipes import RECIPES, Attacker, _names_of
+from pyprune.attack.recipes import RECIPES, Attacker, names_of
 from pyprune.attack.resources import Resources
 from pyprune.commands.checkpoints import open_model
 from pyprune.errors import InputError
@@ -67,7 +67,7 @@ def plainly(recipe: str, model: Any, examples: tasks.Examples, seeds: list[int],
 
     place, name = RECIPES[recipe]
     module = importlib.import_module(f"textattack.attack_recipes.{place}")
-    with _names_of(module, names):
+    with names_of(module, names):
         built = getattr(module, name).build(HuggingFaceModelWrapper(model, build_tokenizer()))
     found = []
     for text, label, seed in zip(examples.texts, examples.labels or (), seeds, strict=True):
