@@ -33,7 +33,7 @@ from pyprune.units import Units
 from pyprune.version import __version__
 
 if TYPE_CHECKING:
-    from pyprune.methods import prune, prune_streaming, soup
+    from pyprune.methods import prune, prune_streaming, soup, trim_vocabulary
     from pyprune.result import PruneResult, load
     from pyprune.sparse import SparseLinear, optimize, sparsify
     from pyprune.structured import compact
@@ -49,6 +49,7 @@ _LAZY = {
     "PruneResult": "pyprune.result",
     "SparseLinear": "pyprune.sparse",
     "sparsify": "pyprune.sparse",
+    "trim_vocabulary": "pyprune.methods",
 }
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "solvers",
     "soup",
     "sparsify",
+    "trim_vocabulary",
 ]
 
 

@@ -12,6 +12,7 @@ from pyprune.methods.kwon import Kwon
 from pyprune.methods.plan import Plan
 from pyprune.methods.request import available, describe
 from pyprune.methods.streaming import StreamResult, prune_streaming
+from pyprune.methods.trimming import TrimmedVocabulary, trim_vocabulary
 from pyprune.methods.units import UnitsResult, prune_units
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Progress",
     "Soup",
     "StreamResult",
+    "TrimmedVocabulary",
     "UnitMagnitude",
     "UnitsResult",
     "available",
@@ -30,4 +32,5 @@ __all__ = [
     "prune_streaming",
     "prune_units",
     "soup",
+    "trim_vocabulary",
 ]
