@@ -165,7 +165,7 @@ def check_layer(layer: EncoderLayer, hidden: int, head: int) -> None:
             "encoder: heads do not fit", asked=f"a multiple of {head}", seen=f"{layer.output.shape[1]} features"
         )
     query, value = layer.heads(head)
-    if len(query) != len(value) or min(*query, *value, 0) < 0:
+    if len(query) != len(value) or min((*query, *value), default=0) < 0:
         raise InputError("encoder: every head has channels of queries and of values", seen=f"{query}, {value}")
     projected, values, inner = 2 * sum(query) + sum(value), sum(value), layer.down.shape[1]
     wanted = {
