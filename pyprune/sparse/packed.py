@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -224,16 +225,46 @@ def _hold(condition: Tensor, message: str) -> None:
 def _packed(model: nn.Module, adapter: Adapter, format: str) -> PackedEncoder:
     config: Any = model.config
     adapter.check_config(config)
+    blocks, head = adapter.blocks(model), config.hidden_size // config.num_attention_heads
+    neurons = config.hidden_dim if adapter.family == "distilbert" else config.intermediate_size
+    stated = from_config(config, layers=len(blocks), heads=config.num_attention_heads, width=head, neurons=neurons)
+    return pack_blocks(model, adapter, blocks, stated or [None] * len(blocks), format)
+
+
+def pack_blocks(
+    model: nn.Module,
+    adapter: Adapter,
+    blocks: Iterable[nn.Module],
+    shapes: Iterable[LayerShape | None],
+    format: str = "auto",
+) -> PackedEncoder:
+    """Blocks like those of a model as one module.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Only its config is read.
+    adapter : Adapter
+    blocks : iterable of nn.Module
+    shapes : iterable of LayerShape or None
+        Of the blocks; None: all heads are whole.
+    format : str
+        As for :func:`optimize`.
+
+    Raises
+    ------
+    InputError
+        As for :func:`optimize`.
+    """
+    config: Any = model.config
     if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
         raise InputError("relative positions have no packed form", seen=str(config.position_embedding_type))
     name = getattr(config, "activation" if adapter.family == "distilbert" else "hidden_act", None)
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise InputError(f"the activation {name!r} has no packed form", hint=", ".join(ACTIVATIONS))
     head = config.hidden_size // config.num_attention_heads
-    layers, eps, blocks = [], set(), adapter.blocks(model)
-    neurons = config.hidden_dim if adapter.family == "distilbert" else config.intermediate_size
-    stated = from_config(config, layers=len(blocks), heads=config.num_attention_heads, width=head, neurons=neurons)
-    for block, shape in zip(blocks, stated or [None] * len(blocks), strict=True):
+    layers, eps = [], set()
+    for block, shape in zip(blocks, shapes, strict=True):
         norms = [block.get_submodule(path) for path in adapter.norms]
         layer = _layer(block, adapter, norms, format, shape)
         check_layer(layer, config.hidden_size, head)
@@ -244,7 +275,9 @@ def _packed(model: nn.Module, adapter: Adapter, format: str) -> PackedEncoder:
     return PackedEncoder(layers, config, head=head, activation=ACTIVATIONS[name], eps=eps.pop())
 
 
-def _layer(block: nn.Module, adapter: Adapter, norms: list[nn.Module], format: str, shape: LayerShape | None) -> EncoderLayer:
+def _layer(
+    block: nn.Module, adapter: Adapter, norms: list[nn.Module], format: str, shape: LayerShape | None
+) -> EncoderLayer:
     weights: list[SparseWeight] = []
     vectors: list[Any] = []
     for group in adapter.groups:
