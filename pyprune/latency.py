@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -77,9 +78,8 @@ class LatencyTable:
         if not isinstance(value, dict) or value.keys() != names or value["version"] != VERSION:
             raise InputError("not a table of latencies", asked=", ".join(sorted(names)), seen=repr(value)[:200])
         if value["way"] not in WAYS:
-            raise InputError(
-                "a table of latencies is of an unknown way", asked=", ".join(WAYS), seen=repr(value["way"])[:80]
-            )
+            seen = repr(value["way"])[:80]
+            raise InputError("a table of latencies is of an unknown way", asked=", ".join(WAYS), seen=seen)
         for name in _SIZES:
             if type(value[name]) is not int or value[name] < 1:
                 raise InputError(f"a table of latencies: {name} is at least 1", seen=repr(value[name])[:80])
@@ -319,9 +319,7 @@ def keep_by_tables(scores: Sequence[Tensor], costs: Sequence[Sequence[int]], bud
 
 def _every_count(counts: Sequence[int], seconds: Sequence[float]) -> tuple[int, ...]:
     costs = []
-    for (low, first), (high, second) in zip(
-        zip(counts[:-1], seconds[:-1], strict=True), zip(counts[1:], seconds[1:], strict=True), strict=True
-    ):
+    for (low, first), (high, second) in itertools.pairwise(zip(counts, seconds, strict=True)):
         costs += [round(1e9 * (first + (second - first) * (n - low) / (high - low))) for n in range(low, high)]
     return (*costs, round(1e9 * seconds[-1]))
 
@@ -333,7 +331,7 @@ def _check_group(scores: Tensor, costs: Sequence[int]) -> None:
             asked="scores [units], costs of 0 to all of them",
             seen=f"{list(scores.shape)}, {len(costs)} costs",
         )
-    if costs[0] != 0 or any(second < first for first, second in zip(costs[:-1], costs[1:], strict=True)):
+    if costs[0] != 0 or any(second < first for first, second in itertools.pairwise(costs)):
         raise InputError("costs by the number of units start at 0 and never fall", seen=str(list(costs[:8])))
     if len(scores) and not (bool(torch.isfinite(scores).all()) and float(scores.min()) >= 0):
         raise InputError("scores are finite and at least 0", seen=f"{float(scores.min()):g}")

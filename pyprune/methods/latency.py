@@ -123,6 +123,7 @@ def _caller(
 ) -> Callable[[], object]:
     if way == "optimized":
         packed = pack_blocks(model, adapter, blocks, [_layer_shape(block, adapter, model) for block in blocks])
+        packed.eval()
         return lambda: packed(hidden)
 
     def run() -> None:

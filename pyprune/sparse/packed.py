@@ -49,7 +49,8 @@ def optimize(model: nn.Module, *, format: str = "auto") -> nn.Module:
     model : nn.Module
         A BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA or DistilBERT of transformers, with any head, in float32 on the CPU.
         Its linears may be dense, with or without zeros (``PruneResult.model``), or hold a ``SparseWeight`` as the
-        attribute ``sparse``. It may be a smaller one (:func:`pyprune.compact`): what was cut costs nothing. **It is changed**: the old layers are given up, and no parameter asks for a gradient.
+        attribute ``sparse``. It may be a smaller one (:func:`pyprune.compact`): what was cut costs nothing. **It is
+        changed**: the old layers are given up, and no parameter asks for a gradient.
     format : {"auto", "sparse", "dense"}
         How linears are stored; "auto" takes "sparse" for those that have enough zeros to be faster so. Values keep
         their type where it is float32, bfloat16 or float16; the sums are float32.

@@ -65,7 +65,7 @@ def test_units_for_a_time(method, tmp_path):
 
 
 def test_a_run_that_goes_on_does_so_by_its_table(tmp_path):
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     class Stopper:
@@ -78,11 +78,11 @@ def test_a_run_that_goes_on_does_so_by_its_table(tmp_path):
         def advance(self, description):
             self.left -= 1
             if self.left == 0:
-                raise Stop
+                raise StopError
 
     model, batches = build_model("bert", structured=True), build_batches(1)
     settings = {"target_latency": 1.5, "journal": tmp_path / "journal"}
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         prune_units(model, batches, latency_table=TABLE, progress=Stopper(), **settings)
     assert LatencyTable.load(tmp_path / "journal" / "latency.json") == TABLE
     resumed = prune_units(model, batches, resume=True, **settings)

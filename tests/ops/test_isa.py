@@ -82,7 +82,8 @@ for hidden, inner, width, head in ((1, 1, 1, 1), (17, 35, 21, 7), (64, 130, 64, 
         parts = [getattr(layer, name).parts[part] for name in LINEARS for part in PARTS[getattr(layer, name).format]]
         sizes = [size for name in LINEARS for size in (*getattr(layer, name).shape, *getattr(layer, name).geometry)]
         formats = [getattr(layer, name).format for name in LINEARS]
-        wanted = encoder_reference(x, keep, parts, formats, sizes, flat_heads(layer, head), [vectors], head, "gelu_tanh", 1e-5)
+        heads = flat_heads(layer, head)
+        wanted = encoder_reference(x, keep, parts, formats, sizes, heads, [vectors], head, "gelu_tanh", 1e-5)
         note("encoder", ops.encoder(x, [layer], keep, head=head, activation="gelu_tanh", eps=1e-5), wanted)
 print(json.dumps({"isa": backends.extension().build_info()["isa"], "worst": worst}))
 """
