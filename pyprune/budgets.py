@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -20,8 +21,8 @@ MEASURES = ("flops", "macs", "parameters")
 class UnitCosts:
     """What one unit costs, the same in every layer.
 
-    Whole numbers, so that sums of tens of thousands are exact in any order. A table of measured latencies would be
-    another maker of these.
+    Whole numbers, so that sums of tens of thousands are exact in any order. Measured latencies, where units do not cost
+    the same, are :class:`pyprune.latency.LatencyCosts`.
 
     Attributes
     ----------
@@ -37,6 +38,41 @@ class UnitCosts:
     def of(self, half: int) -> int:
         """Cost of a unit of one half: 0 for heads, 1 for neurons."""
         return (self.head, self.neuron)[half]
+
+    @property
+    def fixed(self) -> int:
+        """What is left without any units and counts: nothing."""
+        return 0
+
+    def kept(self, half: int, count: int) -> int:
+        """Cost of so many units of one half of one layer."""
+        return self.of(half) * count
+
+    def by_threshold(self, scores: Sequence[Tensor], halves: Sequence[int], budget: int) -> list[Tensor]:
+        """Masks ``[units]`` of all units whose score by cost is above the lowest threshold that a budget allows.
+
+        Parameters
+        ----------
+        scores : sequence of Tensor, shape (units,)
+            By half of a layer.
+        halves : sequence of int
+            Which half each is: 0 for heads, 1 for neurons.
+        budget : int
+        """
+        pairs = list(zip(scores, halves, strict=True))
+        costs = torch.cat([torch.full((len(score),), self.of(half), dtype=torch.int64) for score, half in pairs])
+        kept = keep_best(torch.cat([(score / self.of(half)).cpu() for score, half in pairs]), costs, budget)
+        return list(torch.split(kept, [len(score) for score in scores]))
+
+    def by_sum(self, scores: Sequence[Tensor], halves: Sequence[int], budget: int) -> list[Tensor]:
+        """Masks ``[units]`` of the largest sum of scores that a budget allows; as :meth:`by_threshold`."""
+        places = [[index for index, half in enumerate(halves) if half == kind] for kind in (0, 1)]
+        joined = [torch.cat([scores[0].new_zeros(0), *(scores[index] for index in own)]) for own in places]
+        masks: list[Tensor] = [torch.empty(0)] * len(halves)
+        for own, found in zip(places, best_split(*joined, self, budget), strict=True):
+            for index, mask in zip(own, torch.split(found, [len(scores[index]) for index in own]), strict=True):
+                masks[index] = mask
+        return masks
 
     def total(self, units: Units) -> int:
         """Cost of all kept heads and neurons; heads count as whole ones."""

@@ -16,7 +16,7 @@ FLOORS = [
     {"files"},
     {"backends"},
     {"ops"},
-    {"patterns", "units", "budgets"},
+    {"patterns", "units", "budgets", "latency"},
     {"solvers", "stats", "models", "tasks"},
     {"structured"},
     {"sparse", "training"},
@@ -31,6 +31,7 @@ SAME_FLOOR = {
     *((room, other) for room in ("demo", "bench", "attack") for other in ("progress", "commands")),
     ("report", "commands"),
     ("budgets", "units"),
+    ("latency", "units"),
 }
 ONLY_IN = {
     "transformers": {

@@ -8,6 +8,7 @@
 // FLOPs, one power of two; keys and values come from the second-level cache, scores stay in the first.
 #pragma once
 
+#include "encoder_view.h"
 #include "transcendental.h"
 
 #include <algorithm>
@@ -19,40 +20,49 @@ namespace PYPRUNE_ISA {
 constexpr int kKeysAtOnce = 128;
 constexpr float kForeign = -1e30f, kLowest = -1e29f;
 
-// The projections of all blocks: queries, keys and values of a block, `width` features each.
-struct Projections {
+// What a layer projects the tokens of all blocks to: queries, keys and values of all heads, and room for results
+// (EncoderLayer). The features of one head, by token.
+struct HeadProjections {
     float* data;
-    int64_t width, head;
+    const EncoderLayer& layer;
+    const EncoderHead& head;
 
-    // Features of a head, by token: part 0 queries, 1 keys, 2 values.
-    float* at(int part, int64_t index, int64_t token) const {
-        const int64_t feature = (token / kBlockTokens * 3 + part) * width + index * head;
+    float* queries(int64_t token) const { return at(head.query_start, token); }
+    float* keys(int64_t token) const { return at(layer.queries + head.query_start, token); }
+    float* values(int64_t token) const { return at(2 * layer.queries + head.value_start, token); }
+    float* results(int64_t token) const { return at(layer.attended() + head.value_start, token); }
+    float* at(int64_t row, int64_t token) const {
+        const int64_t feature = token / kBlockTokens * layer.projected() + row;
         return data + feature * kBlockTokens + token % kBlockTokens;
     }
 };
 
-// What a thread needs: queries and results [head][kGroupTokens], scores [kKeysAtOnce][kGroupTokens].
-constexpr int64_t attention_workspace(int64_t head) {
-    return (2 * head + kKeysAtOnce) * kGroupTokens;
+// What a thread needs: queries and results [channels][kGroupTokens], scores [kKeysAtOnce][kGroupTokens].
+inline int64_t attention_workspace(const EncoderLayer& layer) {
+    int64_t channels = 0;
+    for (int64_t head = 0; head < layer.head_count; ++head)
+        channels = std::max(channels, layer.heads[head].query + layer.heads[head].value);
+    return (channels + kKeysAtOnce) * kGroupTokens;
 }
 
 class Attention {
     using S = Simd<float>;
 
   public:
-    Attention(const Projections& from, float* workspace)
-        : from_(from), query_(workspace), result_(query_ + from.head * kGroupTokens),
-          score_(result_ + from.head * kGroupTokens) {}
+    // `width`: of a head as scores are scaled.
+    Attention(const HeadProjections& from, int64_t width, float* workspace)
+        : from_(from), scale_(1.44269504f / std::sqrt(static_cast<float>(width))),  // powers are of two
+          query_(workspace), result_(query_ + from.head.query * kGroupTokens),
+          score_(result_ + from.head.value * kGroupTokens) {}
 
-    // Attention of head `index` for the group of tokens that starts at `token`, in place of its queries.
+    // Attention of the head for the group of tokens that starts at `token`.
     // starts: first token of every sequence, and the end; `sequence` is that of `token`.
-    void group(int64_t index, int64_t token, const int64_t* starts, int64_t sequence, int64_t sequences) {
-        const float scale = 1.44269504f / std::sqrt(static_cast<float>(from_.head));  // powers are of two
-        float* const queries = from_.at(0, index, token);
-        for (int64_t d = 0; d < from_.head; ++d)
+    void group(int64_t token, const int64_t* starts, int64_t sequence, int64_t sequences) {
+        const float* const queries = from_.queries(token);
+        for (int64_t d = 0; d < from_.head.query; ++d)
             for (int v = 0; v < kGroupVectors; ++v)
                 S::store(query_ + d * kGroupTokens + v * kTokenLanes,
-                         S::load(queries + d * kBlockTokens + v * kTokenLanes) * S::broadcast(scale));
+                         S::load(queries + d * kBlockTokens + v * kTokenLanes) * S::broadcast(scale_));
         for (int v = 0; v < kGroupVectors; ++v) {
             largest_[v] = S::broadcast(kLowest);
             total_[v] = TokenVector{};
@@ -66,29 +76,30 @@ class Attention {
                     foreign_[v][lane] = place >= start && place < end ? 0.0f : kForeign;
                 }
             for (int64_t key = start; key < end; key += kKeysAtOnce, fresh = false)
-                keys(index, key, std::min<int64_t>(kKeysAtOnce, end - key), fresh);
+                keys(key, std::min<int64_t>(kKeysAtOnce, end - key), fresh);
         }
+        float* const results = from_.results(token);
         for (int v = 0; v < kGroupVectors; ++v) {
             const TokenVector one = S::broadcast(1.0f), inverse = one / (total_[v] == TokenVector{} ? one : total_[v]);
-            for (int64_t d = 0; d < from_.head; ++d)
-                S::store(queries + d * kBlockTokens + v * kTokenLanes,
+            for (int64_t d = 0; d < from_.head.value; ++d)
+                S::store(results + d * kBlockTokens + v * kTokenLanes,
                          fresh ? TokenVector{} : S::load(result_ + d * kGroupTokens + v * kTokenLanes) * inverse);
         }
     }
 
   private:
     // Takes `count` keys from `first` on into the sums.
-    void keys(int64_t index, int64_t first, int64_t count, bool fresh) {
+    void keys(int64_t first, int64_t count, bool fresh) {
         TokenVector largest[kGroupVectors];
         for (int v = 0; v < kGroupVectors; ++v) largest[v] = largest_[v];
         for (int64_t key = 0; key < count;) {
             const int64_t run = run_length(first + key, count - key);
-            const float* const left = from_.at(1, index, first + key);
+            const float* const left = from_.keys(first + key);
             in_tiles<kGroupRows>(run, [&](int64_t row, auto rows) {
                 TokenVector sum[rows][kGroupVectors];
                 for (auto& line : sum)
                     for (int v = 0; v < kGroupVectors; ++v) line[v] = foreign_[v];
-                accumulate<1, kBlockTokens>(sum, left + row, query_, kGroupTokens, from_.head);
+                accumulate<1, kBlockTokens>(sum, left + row, query_, kGroupTokens, from_.head.query);
                 for (int v = 0; v < kGroupVectors; ++v) {
                     TokenVector top = sum[0][v];
                     for (int r = 1; r < rows; ++r) top = larger(top, sum[r][v]);
@@ -113,7 +124,7 @@ class Attention {
             }
             total_[v] = total;
         }
-        in_tiles<kGroupRows>(from_.head, [&](int64_t row, auto rows) {
+        in_tiles<kGroupRows>(from_.head.value, [&](int64_t row, auto rows) {
             TokenVector sum[rows][kGroupVectors];
             float* const result = result_ + row * kGroupTokens;
             for (int r = 0; r < rows; ++r)
@@ -122,7 +133,7 @@ class Attention {
                         fresh ? TokenVector{} : S::load(result + r * kGroupTokens + v * kTokenLanes) * shrink[v];
             for (int64_t key = 0; key < count;) {
                 const int64_t run = run_length(first + key, count - key);
-                accumulate<kBlockTokens, 1>(sum, from_.at(2, index, first + key) + row * kBlockTokens,
+                accumulate<kBlockTokens, 1>(sum, from_.values(first + key) + row * kBlockTokens,
                                             score_ + key * kGroupTokens, kGroupTokens, run);
                 key += run;
             }
@@ -137,7 +148,8 @@ class Attention {
         return std::min<int64_t>(most, kBlockTokens - token % kBlockTokens);
     }
 
-    Projections from_;
+    HeadProjections from_;
+    float scale_;
     float *query_, *result_, *score_;
     TokenVector foreign_[kGroupVectors], largest_[kGroupVectors], total_[kGroupVectors];
 };

@@ -44,6 +44,17 @@ def share(text: str) -> float:
     return value
 
 
+def speedup(text: str) -> float:
+    """Argparse type: how many times as fast, "2.0x" or "2"."""
+    try:
+        value = float(text.strip().lower().removesuffix("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of times, such as 2.0x") from None
+    if not 1.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1: 2.0x is twice as fast, half of the time")
+    return value
+
+
 def positive(text: str) -> int:
     """Argparse type: a whole number of at least 1."""
     try:

@@ -18,6 +18,12 @@ TARGETS: dict[str, dict[str, Any]] = {
     },
     "macs": {"type": common.share, "metavar": "PART", "help": "the same part of the multiply-adds"},
     "parameters": {"type": common.share, "metavar": "PART", "help": "the same part of the parameters"},
+    "latency": {
+        "type": common.speedup,
+        "metavar": "TIMES",
+        "help": "how many times as fast a call has to be, e.g. 2.0x, by times of this machine: measured before "
+        "pruning, or given back with --latency-table",
+    },
 }
 # What only methods take that remove single weights, by the name that argparse gives it.
 _WEIGHTS = ("sparsity", "pattern", "scope", "solver", "rectify", "spill", "streaming", "random_weights")
@@ -37,6 +43,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     for measure, options in TARGETS.items():
         targets.add_argument(_option(measure), **options)
     group.add_argument(
+        "--latency-table",
+        metavar="FILE",
+        help="times to go by: pyprune.json or the folder of a model pruned to a latency, or a table saved by Python "
+        "(default: those of 32 sequences of the mean length, in the form of pyprune.optimize)",
+    )
+    group.add_argument(
         "--labels",
         choices=("drawn", "data"),
         help="of --method kwon: labels for its gradients, drawn from the model's own predictions (default) or those of "
@@ -50,6 +62,8 @@ def check_usage(arguments: argparse.Namespace) -> None:
 
     method, names = arguments.method, ", ".join(UNIT_METHODS)
     given = [_option(measure) for measure in TARGETS if _target(arguments, measure) is not None]
+    if arguments.latency_table is not None and arguments.target_latency is None:
+        arguments.parser.error("--latency-table goes with --target-latency")
     if arguments.labels is not None and method != "kwon":
         arguments.parser.error(f"--labels goes with --method kwon, {method} needs none")
     if not chosen(arguments):
@@ -93,6 +107,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         **{name: value for name, value in found.items() if value is not None},
         "method": Kwon(labels=arguments.labels) if labelled else arguments.method,
         "damping": arguments.damping,
+        **({} if arguments.latency_table is None else {"latency_table": arguments.latency_table}),
     }
 
 

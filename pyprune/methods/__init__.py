@@ -9,6 +9,7 @@ from pyprune.methods.entry import prune
 from pyprune.methods.journal import JournalError
 from pyprune.methods.kprune import KPrune, UnitMagnitude
 from pyprune.methods.kwon import Kwon
+from pyprune.methods.latency import measure_latency
 from pyprune.methods.plan import Plan
 from pyprune.methods.request import available, describe
 from pyprune.methods.streaming import StreamResult, prune_streaming
@@ -29,6 +30,7 @@ __all__ = [
     "UnitMagnitude",
     "available",
     "describe",
+    "measure_latency",
     "prune",
     "prune_streaming",
     "prune_units",

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from pyprune.errors import InputError
+from pyprune.latency import LatencyTable
 from pyprune.methods.calibration import gather
 from pyprune.methods.driver import Driver, InMemory, Progress, Silent
 from pyprune.methods.journal import Journal, fingerprint, model_sha256
@@ -40,6 +41,8 @@ def prune(
     target_flops: float | None = None,
     target_macs: float | None = None,
     target_parameters: float | None = None,
+    target_latency: float | None = None,
+    latency_table: LatencyTable | str | os.PathLike[str] | None = None,
     samples: int | None = None,
     max_length: int | None = None,
     batch_size: int | None = None,
@@ -90,6 +93,10 @@ def prune(
     target_flops, target_macs, target_parameters : float, optional
         The part of the dense encoder's that may be *left*, from 0 to 1: 0.4 removes 60 %. Exactly one of them, with a
         method for heads and neurons. Operations are counted at the mean length of the calibration text.
+    target_latency : float, optional
+        Instead: how many times as fast a call has to be, by times measured on this machine.
+    latency_table : LatencyTable or path, optional
+        Times measured before, as for :func:`pyprune.methods.prune_units`.
     samples : int, optional
         Calibration sentences at most, drawn without replacement. Default 2560. For causal language models texts are
         joined and cut into sequences of ``max_length``, 128 of them.
@@ -135,7 +142,12 @@ def prune(
     ...     model, sentences, tokenizer=tokenizer, method="kprune", target_flops=0.4
     ... )
     """
-    targets = {"flops": target_flops, "macs": target_macs, "parameters": target_parameters}
+    targets = {
+        "flops": target_flops,
+        "macs": target_macs,
+        "parameters": target_parameters,
+        "latency": target_latency,
+    }
     if is_unit_method(method):
         unfit = {
             "sparsity": sparsity,
@@ -154,6 +166,8 @@ def prune(
             target_flops=target_flops,
             target_macs=target_macs,
             target_parameters=target_parameters,
+            target_latency=target_latency,
+            latency_table=latency_table,
             damping=damping,
             samples=samples,
             max_length=max_length,

@@ -77,7 +77,7 @@ class KPrune:
             for part in parts:
                 if not restored:
                     self._prune(run, streams, teacher, part, dense, budget)
-                budget -= run.costs.of(part.half) * int(run.masks[part.index].sum())
+                budget -= run.costs.kept(part.half, int(run.masks[part.index].sum()))
             if parts[-1] is not run.parts[-1]:
                 with run.timed("advance"):
                     streams.advance(teacher, block)
@@ -108,7 +108,7 @@ class KPrune:
     def _scores(
         self, run: UnitRun, streams: ResidualStreams, parts: Sequence[SubLayer], dense: Sequence[Predictions]
     ) -> tuple[list[Tensor], list[str]]:
-        """Knowledge of every unit of ``parts`` by its cost, ``[units]`` each; and notes."""
+        """Knowledge of every unit of ``parts``, ``[units]`` each; and notes."""
 
         def drawn(_: int, predictions: Predictions) -> Tensor:
             return run.objective.sampled(predictions, run.generator)
@@ -126,7 +126,7 @@ class KPrune:
             written = energies(measured.squares[part.name], part.writes.weight)
             score = grouped(predicted + self.energy_weight * written, part.width, "mean")
             weight = 1.0 if part.half else (part.width if self.head_weight is None else self.head_weight)
-            scores.append(weight * score / run.costs.of(part.half))
+            scores.append(weight * score)
         return scores, measured.notes
 
 
@@ -142,7 +142,7 @@ class UnitMagnitude:
         """Prune the run's model in place, all at once."""
         run.progress.start(len(run.parts), "comparing weights")
         with run.timed("search"):
-            scores = [self._sizes(part) / run.costs.of(part.half) for part in run.parts]
+            scores = [self._sizes(part) for part in run.parts]
             masks = choose(run, run.parts, scores, run.budget(run.share))
         for part, kept in zip(run.parts, masks, strict=True):
             part.remove(kept)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyprune.budgets import best_split
 from pyprune.errors import InputError
 from pyprune.methods.objectives import Predictions
 from pyprune.methods.unit_run import OUT, Measured, UnitRun, measure
@@ -114,11 +113,7 @@ def _unit_gradients(run: UnitRun, measured: Measured) -> list[Tensor]:
 
 def _search(run: UnitRun, gradients: list[Tensor], budget: int) -> list[Tensor]:
     importance = [rows.square().sum(dim=0) for rows in gradients]
-    halves = best_split(torch.cat(importance[0::2]), torch.cat(importance[1::2]), run.costs, budget)
-    masks: list[Tensor] = [torch.empty(0)] * len(run.parts)
-    for half, found in enumerate(halves):
-        masks[half::2] = torch.split(found, [part.units for part in run.parts[half::2]])
-    return masks
+    return run.costs.by_sum(importance, [part.half for part in run.parts], budget)
 
 
 def rearranged(kept: Tensor, gradients: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from pyprune.budgets import UnitCosts, allowance
+from pyprune.errors import InputError
+from pyprune.latency import LatencyCosts
 from pyprune.methods.calibration import Calibration
 from pyprune.methods.plan import Memory, forward_bytes, fused, statistics_bytes
 from pyprune.methods.unit_request import UnitRequest
@@ -17,7 +19,7 @@ from pyprune.models import Adapter
 from pyprune.models.sublayers import KINDS, SubLayer
 from pyprune.units import Units
 
-NAMES = {"flops": "FLOPs", "macs": "multiply-adds", "parameters": "parameters"}
+NAMES = {"flops": "FLOPs", "macs": "multiply-adds", "parameters": "parameters", "latency": "nanoseconds"}
 
 
 def asked(measure: str, share: float) -> str:
@@ -26,6 +28,8 @@ def asked(measure: str, share: float) -> str:
     >>> asked("flops", 0.4)
     'at most 40 % of the FLOPs of heads and neurons left, at least 60 % removed'
     """
+    if measure == "latency":
+        return f"at least {1 / share:.3g} times as fast, at most {100 * share:.3g} % of the time of a call left"
     left, gone = (f"{100 * part:g} %" for part in (share, 1 - share))
     return f"at most {left} of the {NAMES[measure]} of heads and neurons left, at least {gone} removed"
 
@@ -79,9 +83,22 @@ class UnitPlan:
         return found | {"memory": self.memory.to_dict()}
 
 
-def budget_of(costs: UnitCosts, dense: Units, share: float) -> dict[str, Any]:
-    """The budget as a report has it."""
+def budget_of(costs: UnitCosts | LatencyCosts, dense: Units, share: float) -> dict[str, Any]:
+    """The budget as a report has it; of a latency also the table.
+
+    Raises
+    ------
+    InputError
+        What is left without any units takes longer.
+    """
     total = costs.total(dense)
+    if allowance(share, total) < costs.fixed:
+        raise InputError(
+            "a model without any heads and neurons would not be fast enough",
+            asked=f"{1 / share:.3g} times as fast",
+            seen=f"{total / costs.fixed:.3g} times as fast, its embeddings, norms and head remain",
+        )
+    table = {"table": costs.table.to_json()} if isinstance(costs, LatencyCosts) and costs.table is not None else {}
     return {
         "measure": costs.measure,
         "share": share,
@@ -89,6 +106,7 @@ def budget_of(costs: UnitCosts, dense: Units, share: float) -> dict[str, Any]:
         "allowed": allowance(share, total),
         "head": costs.head,
         "neuron": costs.neuron,
+        **table,
     }
 
 
@@ -99,7 +117,7 @@ def make_unit_plan(
     calibration: Calibration,
     parts: Sequence[SubLayer],
     dense: Units,
-    costs: UnitCosts,
+    costs: UnitCosts | LatencyCosts,
     *,
     inplace: bool,
 ) -> UnitPlan:
@@ -112,7 +130,7 @@ def make_unit_plan(
         Of the model.
     dense : Units
         All there are.
-    costs : UnitCosts
+    costs : UnitCosts or LatencyCosts
     inplace : bool
         No copy of the model is made.
     """

@@ -76,6 +76,8 @@ def _left(run: UnitRun, units: Units) -> dict[str, float]:
             costs = unit_costs(run.dense, measure, tokens)
             found[measure + suffix] = costs.total(units) / costs.total(run.dense)
     del found["parameters_at_longest"]
+    if run.costs.measure == "latency":
+        found["latency"] = run.costs.total(units) / run.costs.total(run.dense)
     return found
 
 

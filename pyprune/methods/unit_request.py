@@ -25,7 +25,7 @@ class Target:
     Attributes
     ----------
     measure : str
-        What is counted, one of :data:`pyprune.budgets.MEASURES`.
+        What is counted, one of :data:`pyprune.budgets.MEASURES`, or ``"latency"``.
     share : float
         The part of the dense encoder's that may be left, from 0 to 1.
     """
@@ -73,6 +73,23 @@ class UnitRequest:
             "seed": self.seed,
             "batches": [list(batch["input_ids"].shape) for batch in calibration.batches],
         }
+
+
+def share_of(speedup: float | None) -> float | None:
+    """The part of the time that may be left for a model to be so many times as fast.
+
+    >>> share_of(2.5)
+    0.4
+    """
+    if speedup is None:
+        return None
+    if isinstance(speedup, bool) or not isinstance(speedup, (int, float)) or not 1 <= speedup < float("inf"):
+        raise InputError(
+            "target_latency says how many times as fast the model has to be",
+            seen=repr(speedup),
+            hint="2.0: half the time",
+        )
+    return 1 / speedup
 
 
 def is_unit_method(method: object) -> bool:

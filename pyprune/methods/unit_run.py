@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyprune.budgets import UnitCosts, allowance, keep_best
+from pyprune.budgets import UnitCosts, allowance
+from pyprune.latency import LatencyCosts
 from pyprune.methods.accounting import timed
 from pyprune.methods.calibration import Calibration
 from pyprune.methods.driver import Progress
@@ -41,7 +42,7 @@ class UnitRun:
     model, adapter
         In float32, pruned in place.
     calibration : Calibration
-    costs : UnitCosts
+    costs : UnitCosts or LatencyCosts
     share : float
         Part of the dense encoder's cost that may be left.
     objective : Objective
@@ -68,7 +69,7 @@ class UnitRun:
     model: nn.Module
     adapter: Adapter
     calibration: Calibration
-    costs: UnitCosts
+    costs: UnitCosts | LatencyCosts
     share: float
     objective: Objective
     generator: torch.Generator
@@ -85,8 +86,8 @@ class UnitRun:
         self.resumed = 0 if self.journal is None else self.journal.finished(len(self.dense.layers))
 
     def budget(self, share: float) -> int:
-        """Cost of a part of the dense encoder, rounded down."""
-        return allowance(share, self.costs.total(self.dense))
+        """Cost of a part of the dense encoder, rounded down, without what is left even without units."""
+        return max(allowance(share, self.costs.total(self.dense)) - self.costs.fixed, 0)
 
     def streams(self) -> ResidualStreams:
         """Both streams at the first block; asked for while the model is dense."""
@@ -216,9 +217,7 @@ def measure(
 
 def choose(run: UnitRun, parts: Sequence[SubLayer], scores: Sequence[Tensor], budget: int) -> list[Tensor]:
     """Masks of units ``[units]`` that keep the best scores of all parts together, within a budget; on the CPU."""
-    costs = torch.cat([torch.full((part.units,), run.costs.of(part.half), dtype=torch.int64) for part in parts])
-    kept = keep_best(torch.cat([score.cpu() for score in scores]), costs, budget)
-    return list(torch.split(kept, [part.units for part in parts]))
+    return run.costs.by_threshold(scores, [part.half for part in parts], budget)
 
 
 def gather_moments(streams: ResidualStreams, teacher: nn.Module, student: nn.Module, part: SubLayer) -> Moments:

@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.budgets import unit_costs
+from pyprune.budgets import UnitCosts, unit_costs
 from pyprune.errors import InputError
+from pyprune.latency import LatencyCosts, LatencyTable, latency_costs
 from pyprune.methods.calibration import gather
 from pyprune.methods.driver import Progress, Silent
 from pyprune.methods.journal import Journal, fingerprint, model_sha256
 from pyprune.methods.kwon import Kwon
+from pyprune.methods.latency import measure_latency
 from pyprune.methods.objectives import Objective
 from pyprune.methods.report import Clock
 from pyprune.methods.unit_plan import make_unit_plan
 from pyprune.methods.unit_report import make_unit_report
-from pyprune.methods.unit_request import Target, UnitMethod, UnitRequest, unit_method
+from pyprune.methods.unit_request import Target, UnitMethod, UnitRequest, share_of, unit_method
 from pyprune.methods.unit_run import UnitRun
 from pyprune.methods.working_copy import check_model, restore_types, to_float32
 from pyprune.models.replay import quiet
@@ -32,6 +34,7 @@ from pyprune.structured import dense_units, unit_masks
 from pyprune.structured.shapes import KEY
 
 DEFAULT_BATCH = 32  # sentences whose gradients are one sample; published for GLUE by both papers
+_TABLE = "latency.json"  # in a journal: a run that goes on does so by the same times
 
 
 def prune_units(
@@ -43,6 +46,8 @@ def prune_units(
     target_flops: float | None = None,
     target_macs: float | None = None,
     target_parameters: float | None = None,
+    target_latency: float | None = None,
+    latency_table: LatencyTable | str | os.PathLike[str] | None = None,
     damping: float | None = None,
     samples: int | None = None,
     max_length: int | None = None,
@@ -73,8 +78,14 @@ def prune_units(
         ``"kprune"`` (default), ``"kwon"``, ``"unit-magnitude"``; or :class:`KPrune`, :class:`Kwon`,
         :class:`UnitMagnitude` with settings of your own.
     target_flops, target_macs, target_parameters : float
-        The part of the dense encoder's that may be left, from 0 to 1; exactly one of them. Operations are counted at
+        The part of the dense encoder's that may be left, from 0 to 1; exactly one target. Operations are counted at
         the mean length of the calibration text.
+    target_latency : float
+        Instead: how many times as fast a call has to be, 2.0 for half the time.
+    latency_table : LatencyTable or path, optional
+        Times to go by; default: those of 32 sequences of the mean length in :func:`pyprune.optimize`'s form, measured
+        before pruning (:func:`measure_latency` measures others). The report's ``budget["table"]`` holds it, and
+        ``pyprune.json`` or the folder of a result can be given back here: the same table, the same units.
     damping : float, optional
         Another ridge for K-prune.
     batch_size : int, optional
@@ -104,7 +115,11 @@ def prune_units(
     """
     clock = Clock()
     progress = Silent() if progress is None else progress
-    target = Target.of(flops=target_flops, macs=target_macs, parameters=target_parameters)
+    target = Target.of(
+        flops=target_flops, macs=target_macs, parameters=target_parameters, latency=share_of(target_latency)
+    )
+    if latency_table is not None and target_latency is None:
+        raise InputError("latency_table goes with target_latency", hint="target_latency=2.0")
     request = UnitRequest(unit_method(method, damping=damping), target, seed)
     if resume and journal is None:
         raise InputError("resume needs a journal", hint="journal=DIR, the folder of the run that was stopped")
@@ -128,7 +143,14 @@ def prune_units(
         text_pair=text_pair,
         labels=objective.kind if isinstance(request.method, Kwon) and request.method.labels == "data" else None,
     )
-    costs = unit_costs(dense, target.measure, calibration.tokens / calibration.sentences)
+    length = calibration.tokens / calibration.sentences
+    costs: UnitCosts | LatencyCosts
+    if target.measure == "latency":
+        stored = None if journal is None else Path(journal).expanduser() / _TABLE
+        table = _table(latency_table, model, length, stored if resume else None, progress)
+        costs = latency_costs(table, dense)
+    else:
+        costs = unit_costs(dense, target.measure, length)
     plan = make_unit_plan(model, adapter, request, calibration, parts, dense, costs, inplace=inplace)
     if dry_run:
         return PruneResult(model, {}, {"dry_run": True, "plan": plan.to_dict()}, tokenizer)
@@ -139,8 +161,12 @@ def prune_units(
     kept = None
     if journal is not None and request.method.resumes:
         settings = request.settings(calibration)
+        if isinstance(costs, LatencyCosts):
+            settings["latency"] = table.to_json()
         mark = fingerprint(sha256, calibration.sha256, settings, device.type)
         kept = Journal(Path(journal).expanduser(), mark, resume=resume)
+        if isinstance(costs, LatencyCosts):
+            table.save(Path(journal).expanduser() / _TABLE)
     elif resume:
         progress.note(f"{request.method.name} prunes all at once and keeps no journal: it starts from the beginning")
     clock.ready()
@@ -162,3 +188,21 @@ def prune_units(
     report = make_unit_report(request, plan, run, sha256=sha256, device=device, settings=settings, clock=clock)
     units = run.units()
     return PruneResult(work, unit_masks(work, units), report, tokenizer, units)
+
+
+def _table(
+    given: LatencyTable | str | os.PathLike[str] | None,
+    model: nn.Module,
+    length: float,
+    stored: Path | None,
+    progress: Progress,
+) -> LatencyTable:
+    """The table of latencies that was given, that of a run that goes on, or one measured now."""
+    if isinstance(given, LatencyTable):
+        return given
+    if given is not None:
+        return LatencyTable.load(Path(given))
+    if stored is not None and stored.exists():
+        return LatencyTable.load(stored)
+    progress.note("measuring how long layers take by their heads and neurons; latency_table= gives a table back")
+    return measure_latency(model, length=max(1, round(length)))

@@ -33,13 +33,16 @@ class EncoderLayer:
 
     Attributes
     ----------
-    project : SparseWeight, shape (3 width, hidden)
-        Queries, keys and values, one below the other.
+    project : SparseWeight, shape (2 queries + values, hidden)
+        Queries, keys and values of all heads, one below the other.
     output, up, down : SparseWeight
-        Of attention, (hidden, width), and of the feed-forward half, (inner, hidden) and (hidden, inner).
-    vectors : Tensor of float32, shape (3 width + inner + 6 hidden,)
+        Of attention, (hidden, values), and of the feed-forward half, (inner, hidden) and (hidden, inner).
+    vectors : Tensor of float32, shape (2 queries + values + inner + 6 hidden,)
         One after another: bias of ``project`` and of ``output``, gain and shift of the norm after attention, bias of
         ``up`` and of ``down``, gain and shift of the norm at the end.
+    query, value : tuple of int, optional
+        Channels of queries and keys, and of values, by head. A head without queries looks at all tokens alike; without
+        heads attention adds its bias. Default: heads of the op's ``head`` channels, as many as there is room for.
     """
 
     project: SparseWeight
@@ -47,6 +50,13 @@ class EncoderLayer:
     up: SparseWeight
     down: SparseWeight
     vectors: Tensor
+    query: tuple[int, ...] | None = None
+    value: tuple[int, ...] | None = None
+
+    def heads(self, head: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Channels of queries and of values by head, where a head has ``head`` of them if nothing else is said."""
+        whole = (head,) * (self.output.shape[1] // head)
+        return whole if self.query is None else self.query, whole if self.value is None else self.value
 
 
 def arrange(weight: SparseWeight) -> SparseWeight:
@@ -70,8 +80,9 @@ def encoder(
 ) -> Tensor:  # [sequences, length, features]
     """Run hidden states through layers with a LayerNorm behind each residual sum, as in BERT.
 
-    Per layer ``a = norm(x + W_o attention(W_qkv x + b) + b)`` and ``x = norm(a + W_d f(W_u a + b) + b)``; attention has
-    heads of ``head`` features, scores divided by ``√head``, and every token sees all tokens of its sequence.
+    Per layer ``a = norm(x + W_o attention(W_qkv x + b) + b)`` and ``x = norm(a + W_d f(W_u a + b) + b)``; scores of
+    attention are divided by ``√head``, and every token sees all tokens of its sequence. What a layer lacks of heads, of
+    their channels or of neurons costs nothing.
 
     Parameters
     ----------
@@ -80,7 +91,8 @@ def encoder(
     keep : Tensor of bool, shape (sequences, length), optional
         False = padding, anywhere in a sequence: neither read nor attended to, and zero in the result.
     head : int
-        Features of one head.
+        Channels of a head where nothing is cut: those of heads of which a layer does not say it, and what scores are
+        scaled by in all layers.
     activation : {"gelu", "gelu_tanh", "relu"}
         Of the feed-forward half.
     eps : float
@@ -121,7 +133,7 @@ def encoder(
         raise InputError("encoder: keep must be bool [sequences, length]", seen=f"{keep.dtype} {list(keep.shape)}")
     library.reject_autograd("encoder", hidden)
     library.check_same_device("encoder", hidden, keep)
-    parts, formats, sizes = [], [], []
+    parts, formats, sizes, heads = [], [], [], []
     for layer in layers:
         check_layer(layer, hidden.shape[2], head)
         for name in LINEARS:
@@ -129,8 +141,9 @@ def encoder(
             parts += [weight.parts[part] for part in PARTS[weight.format]]
             formats.append(weight.format)
             sizes += [*weight.shape, *weight.geometry]
+        heads += flat_heads(layer, head)
     vectors = [layer.vectors for layer in layers]
-    return run(Places(), hidden, keep, parts, formats, sizes, vectors, head, activation, eps)
+    return run(Places(), hidden, keep, parts, formats, sizes, heads, vectors, head, activation, eps)
 
 
 def run(places: Places, hidden: Tensor, keep: Tensor | None, *rest: Any) -> Tensor:
@@ -147,8 +160,20 @@ def run(places: Places, hidden: Tensor, keep: Tensor | None, *rest: Any) -> Tens
 
 def check_layer(layer: EncoderLayer, hidden: int, head: int) -> None:
     """Raise :class:`InputError` where the weights of a layer do not fit together."""
-    width, inner = layer.output.shape[1], layer.down.shape[1]
-    wanted = {"project": (3 * width, hidden), "output": (hidden, width), "up": (inner, hidden), "down": (hidden, inner)}
+    if head < 1 or ((layer.query is None or layer.value is None) and layer.output.shape[1] % head):
+        raise InputError(
+            "encoder: heads do not fit", asked=f"a multiple of {head}", seen=f"{layer.output.shape[1]} features"
+        )
+    query, value = layer.heads(head)
+    if len(query) != len(value) or min((*query, *value), default=0) < 0:
+        raise InputError("encoder: every head has channels of queries and of values", seen=f"{query}, {value}")
+    projected, values, inner = 2 * sum(query) + sum(value), sum(value), layer.down.shape[1]
+    wanted = {
+        "project": (projected, hidden),
+        "output": (hidden, values),
+        "up": (inner, hidden),
+        "down": (hidden, inner),
+    }
     for name, shape in wanted.items():
         weight: SparseWeight = getattr(layer, name)
         if weight.shape != shape:
@@ -159,9 +184,22 @@ def check_layer(layer: EncoderLayer, hidden: int, head: int) -> None:
             raise InputError(
                 f"encoder: {name} is stored as {weight.format!r}", hint="prepare(weight), then arrange(weight)"
             )
-    if head < 1 or width % head:
-        raise InputError("encoder: heads do not fit", asked=f"a multiple of {head}", seen=f"{width} features")
-    library.check_shape("encoder", "vectors", layer.vectors, (3 * width + inner + 6 * hidden,))
+    library.check_shape("encoder", "vectors", layer.vectors, (projected + inner + 6 * hidden,))
+
+
+def flat_heads(layer: EncoderLayer, head: int) -> list[int]:
+    """The heads of a layer as the op takes them: how many, then their channels of queries, then those of values."""
+    query, value = layer.heads(head)
+    return [len(query), *query, *value]
+
+
+def _split_heads(heads: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    found, place = [], 0
+    while place < len(heads):
+        first, second = place + 1 + heads[place], place + 1 + 2 * heads[place]
+        found.append((list(heads[place + 1 : first]), list(heads[first:second])))
+        place = second
+    return found
 
 
 @backends.implements("encoder", "reference")
@@ -171,6 +209,7 @@ def encoder_reference(
     parts: Sequence[Tensor],
     formats: Sequence[str],
     sizes: Sequence[int],
+    heads: Sequence[int],
     vectors: Sequence[Tensor],
     head: int,
     activation: str,
@@ -181,18 +220,17 @@ def encoder_reference(
     mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if keep is None else keep
     x = x.masked_fill(~mask[..., None], 0)
     weights = _dense(parts, formats, sizes)
-    for index, vector in enumerate(vectors):
+    for index, (vector, (query, value)) in enumerate(zip(vectors, _split_heads(heads), strict=True)):
         project, output, up, down = weights[4 * index : 4 * index + 4]
         widths = [len(project), features, features, features, len(up), features, features, features]
         b_project, b_output, gain, shift, b_up, b_down, end_gain, end_shift = torch.split(vector.double(), widths)
-        q, k, v = (
-            part.reshape(*part.shape[:2], len(project) // (3 * head), head).transpose(1, 2)
-            for part in torch.nn.functional.linear(x, project, b_project).chunk(3, -1)
-        )
-        scores = (q @ k.transpose(2, 3)) / head**0.5
-        weight = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1).nan_to_num(0.0)
-        attended = (weight @ v).transpose(1, 2).flatten(2)
-        a = torch.nn.functional.linear(attended, output, b_output) + x
+        projected = torch.split(torch.nn.functional.linear(x, project, b_project), [*query, *query, *value], -1)
+        attended = [x.new_zeros(*x.shape[:2], 0)]
+        for q, k, v in zip(*(projected[part * len(query) : (part + 1) * len(query)] for part in range(3)), strict=True):
+            scores = (q @ k.transpose(1, 2)) / head**0.5
+            weight = scores.masked_fill(~mask[:, None, :], -torch.inf).softmax(-1).nan_to_num(0.0)
+            attended.append(weight @ v)
+        a = torch.nn.functional.linear(torch.cat(attended, -1), output, b_output) + x
         a = torch.nn.functional.layer_norm(a, (features,), gain, shift, eps)
         wide = _activate(torch.nn.functional.linear(a, up, b_up), activation)
         x = torch.nn.functional.linear(wide, down, b_down) + a
@@ -233,6 +271,7 @@ def _encode(
     parts: Sequence[Tensor],
     formats: Sequence[str],
     sizes: Sequence[int],
+    heads: Sequence[int],
     vectors: Sequence[Tensor],
     head: int,
     activation: str,
@@ -243,7 +282,7 @@ def _encode(
     extension = backends.extension()
     layers = places.made(
         (*parts, *vectors),
-        lambda: extension.EncoderLayers(_layer_arguments(parts, formats, sizes, vectors), hidden.shape[2], head),
+        lambda: extension.EncoderLayers(_layer_arguments(parts, formats, sizes, heads, vectors), hidden.shape[2], head),
     )
     out = library.empty(*hidden.shape, dtype=torch.float32)
     extension.encoder(
@@ -261,17 +300,21 @@ def _encode(
 
 
 def _layer_arguments(
-    parts: Sequence[Tensor], formats: Sequence[str], sizes: Sequence[int], vectors: Sequence[Tensor]
+    parts: Sequence[Tensor],
+    formats: Sequence[str],
+    sizes: Sequence[int],
+    heads: Sequence[int],
+    vectors: Sequence[Tensor],
 ) -> list[tuple[Any, ...]]:
     layers, taken = [], 0
-    for index, vector in enumerate(vectors):
+    for index, (vector, (query, value)) in enumerate(zip(vectors, _split_heads(heads), strict=True)):
         linears = []
         for place in range(4 * index, 4 * index + 4):
             count = len(PARTS[formats[place]])
             own, (out, columns, *geometry) = parts[taken : taken + count], sizes[4 * place : 4 * place + 4]
             linears.append(_pointers(formats[place], own, (out, columns), (geometry[0], geometry[1])))
             taken += count
-        layers.append((sizes[16 * index + 5], sizes[16 * index + 13], linears, vector.data_ptr(), vector.numel()))
+        layers.append((query, value, sizes[16 * index + 13], linears, vector.data_ptr(), vector.numel()))
     return layers
 
 
@@ -280,7 +323,7 @@ def _pointers(
 ) -> tuple[int, int, tuple[int, ...]]:
     if format == "dense_tiles":
         return parts[0].data_ptr(), parts[0].numel(), _NO_ROWS
-    return 0, 0, sparse_rows.pointers(dict(zip(sparse_rows.PARTS, parts, strict=True)), shape, geometry)
+    return 0, -1, sparse_rows.pointers(dict(zip(sparse_rows.PARTS, parts, strict=True)), shape, geometry)
 
 
 _NO_ROWS = (0,) * 10
@@ -291,7 +334,7 @@ def _fake(hidden: Tensor, *rest: Any) -> Tensor:
 
 
 _encoder = library.register(
-    "encoder(Tensor hidden, Tensor? keep, Tensor[] parts, str[] formats, int[] sizes, Tensor[] vectors, int head, "
-    "str activation, float eps) -> Tensor",
+    "encoder(Tensor hidden, Tensor? keep, Tensor[] parts, str[] formats, int[] sizes, int[] heads, Tensor[] vectors, "
+    "int head, str activation, float eps) -> Tensor",
     fake=_fake,
 )

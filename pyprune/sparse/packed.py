@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 from pyprune.errors import InputError
 from pyprune.models import Adapter, adapter_for
 from pyprune.ops import compress, library, prepare
-from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, check_layer, run
+from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, check_layer, flat_heads, run
 from pyprune.ops.places import Places
 from pyprune.ops.sparse_weight import SparseWeight
 from pyprune.sparse.saving import refuse_packed, saves_by
+from pyprune.structured.linears import CutLinear
+from pyprune.structured.shapes import from_config
+from pyprune.units import LayerShape
 
 FORMATS = ("auto", "sparse", "dense")
 
@@ -45,7 +49,8 @@ def optimize(model: nn.Module, *, format: str = "auto") -> nn.Module:
     model : nn.Module
         A BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA or DistilBERT of transformers, with any head, in float32 on the CPU.
         Its linears may be dense, with or without zeros (``PruneResult.model``), or hold a ``SparseWeight`` as the
-        attribute ``sparse``. **It is changed**: the old layers are given up, and no parameter asks for a gradient.
+        attribute ``sparse``. It may be a smaller one (:func:`pyprune.compact`): what was cut costs nothing. **It is
+        changed**: the old layers are given up, and no parameter asks for a gradient.
     format : {"auto", "sparse", "dense"}
         How linears are stored; "auto" takes "sparse" for those that have enough zeros to be faster so. Values keep
         their type where it is float32, bfloat16 or float16; the sums are float32.
@@ -105,7 +110,7 @@ class PackedEncoder(nn.Module):
     config : PretrainedConfig
         Of the model; asked at every call whether it wants more outputs than there are.
     head : int
-        Features of a head.
+        Channels of a head of the dense model.
     activation : str
         One of ``pyprune.ops.encoder.ACTIVATIONS``.
     eps : float
@@ -118,6 +123,7 @@ class PackedEncoder(nn.Module):
         self._places = Places()
         self._formats: list[str] = []
         self._sizes: list[int] = []
+        self._heads: list[int] = []
         self._parts: list[str] = []
         self._vectors: list[str] = []
         for index, layer in enumerate(layers):
@@ -128,6 +134,7 @@ class PackedEncoder(nn.Module):
                 for part in PARTS[weight.format]:
                     self._parts.append(f"layer_{index}_{name}_{part}")
                     self.register_buffer(self._parts[-1], weight.parts[part])
+            self._heads += flat_heads(layer, head)
             self._vectors.append(f"layer_{index}_vectors")
             self.register_buffer(self._vectors[-1], layer.vectors)
 
@@ -144,6 +151,7 @@ class PackedEncoder(nn.Module):
             [buffers[name] for name in self._parts],
             self._formats,
             self._sizes,
+            self._heads,
             [buffers[name] for name in self._vectors],
             self.head,
             self.activation,
@@ -218,6 +226,38 @@ def _hold(condition: Tensor, message: str) -> None:
 def _packed(model: nn.Module, adapter: Adapter, format: str) -> PackedEncoder:
     config: Any = model.config
     adapter.check_config(config)
+    blocks, head = adapter.blocks(model), config.hidden_size // config.num_attention_heads
+    neurons = config.hidden_dim if adapter.family == "distilbert" else config.intermediate_size
+    stated = from_config(config, layers=len(blocks), heads=config.num_attention_heads, width=head, neurons=neurons)
+    return pack_blocks(model, adapter, blocks, stated or [None] * len(blocks), format)
+
+
+def pack_blocks(
+    model: nn.Module,
+    adapter: Adapter,
+    blocks: Iterable[nn.Module],
+    shapes: Iterable[LayerShape | None],
+    format: str = "auto",
+) -> PackedEncoder:
+    """Blocks like those of a model as one module.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Only its config is read.
+    adapter : Adapter
+    blocks : iterable of nn.Module
+    shapes : iterable of LayerShape or None
+        Of the blocks; None: all heads are whole.
+    format : str
+        As for :func:`optimize`.
+
+    Raises
+    ------
+    InputError
+        As for :func:`optimize`.
+    """
+    config: Any = model.config
     if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
         raise InputError("relative positions have no packed form", seen=str(config.position_embedding_type))
     name = getattr(config, "activation" if adapter.family == "distilbert" else "hidden_act", None)
@@ -225,9 +265,9 @@ def _packed(model: nn.Module, adapter: Adapter, format: str) -> PackedEncoder:
         raise InputError(f"the activation {name!r} has no packed form", hint=", ".join(ACTIVATIONS))
     head = config.hidden_size // config.num_attention_heads
     layers, eps = [], set()
-    for block in adapter.blocks(model):
+    for block, shape in zip(blocks, shapes, strict=True):
         norms = [block.get_submodule(path) for path in adapter.norms]
-        layer = _layer(block, adapter, norms, format)
+        layer = _layer(block, adapter, norms, format, shape)
         check_layer(layer, config.hidden_size, head)
         layers.append(layer)
         eps |= {float(norm.eps) for norm in norms}  # type: ignore[arg-type]
@@ -236,7 +276,9 @@ def _packed(model: nn.Module, adapter: Adapter, format: str) -> PackedEncoder:
     return PackedEncoder(layers, config, head=head, activation=ACTIVATIONS[name], eps=eps.pop())
 
 
-def _layer(block: nn.Module, adapter: Adapter, norms: list[nn.Module], format: str) -> EncoderLayer:
+def _layer(
+    block: nn.Module, adapter: Adapter, norms: list[nn.Module], format: str, shape: LayerShape | None
+) -> EncoderLayer:
     weights: list[SparseWeight] = []
     vectors: list[Any] = []
     for group in adapter.groups:
@@ -249,7 +291,8 @@ def _layer(block: nn.Module, adapter: Adapter, norms: list[nn.Module], format: s
     first, second = ([norm.weight, norm.bias] for norm in norms)
     vectors = [*vectors[:4], *first, *vectors[4:], *second]
     project, output, up, down = weights
-    return EncoderLayer(project, output, up, down, torch.cat([vector.detach().float() for vector in vectors]))
+    heads = (None, None) if shape is None else (shape.query, shape.value)
+    return EncoderLayer(project, output, up, down, torch.cat([v.detach().float() for v in vectors]), *heads)
 
 
 def _weight(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
@@ -258,7 +301,7 @@ def _weight(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     bias: Any = getattr(module, "bias", None)
     if isinstance(sparse, SparseWeight):
         weight = sparse.to_dense()
-    elif type(module) is nn.Linear:
+    elif type(module) is nn.Linear or isinstance(module, CutLinear):
         weight = module.weight.detach()
     else:
         raise InputError(f"{name} of a block is neither a plain nn.Linear nor sparse", seen=type(module).__name__)
@@ -268,8 +311,8 @@ def _weight(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _arranged(weight: Tensor, format: str) -> SparseWeight:
-    dense = format == "dense" or (format == "auto" and int(torch.count_nonzero(weight)) > SPARSE_BELOW * weight.numel())
-    if not dense:
+    most = SPARSE_BELOW * weight.numel() if format == "auto" else weight.numel()
+    if format != "dense" and weight.numel() and int(torch.count_nonzero(weight)) <= most:
         sparse = prepare(compress(weight))
         if sparse.format == "rows":  # else there is no kernel for it here
             return sparse

@@ -61,7 +61,7 @@ def compact(model: nn.Module, units: Units) -> nn.Module:
     adapter = _check(model, units)
     small = copy.deepcopy(model)
     for block, layer in zip(adapter.blocks(small), units.layers, strict=True):
-        _cut(block, adapter, layer, units.width)
+        cut_block(block, adapter, layer, units.width)
     to_config(small.config, units.shapes)
     return small
 
@@ -248,7 +248,8 @@ def _others(kept: Tensor, count: int) -> Tensor:
     return gone
 
 
-def _cut(block: nn.Module, adapter: Adapter, layer: LayerUnits, width: int) -> None:
+def cut_block(block: nn.Module, adapter: Adapter, layer: LayerUnits, width: int) -> None:
+    """Cut a dense block, in place, to the units that are kept; heads were ``width`` channels wide."""
     old = adapter.linears(block)
     resize(block, adapter, layer.shape, width)
     for name, (rows, columns) in kept_places(adapter, layer, width).items():

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class _Cut(nn.Linear):
-    """A linear whose parameters are given later."""
+class CutLinear(nn.Linear):
+    """A linear whose parameters are given later; its weight and bias are those of what was kept."""
 
     def reset_parameters(self) -> None:
         """Leave them: there may be none to draw, and no random state is to be moved."""
 
 
-class HeadsIn(_Cut):
+class HeadsIn(CutLinear):
     """A projection to heads of different widths, each filled up with zeros.
 
     Parameters
@@ -60,7 +60,7 @@ class HeadsIn(_Cut):
         return found if self.factor == 1.0 else found * self.factor
 
 
-class HeadsOut(_Cut):
+class HeadsOut(CutLinear):
     """The linear that reads what heads of different widths, filled up with zeros, give.
 
     Parameters
@@ -88,7 +88,7 @@ class HeadsOut(_Cut):
         return super().forward(input.index_select(-1, self.places))
 
 
-class NoOutputs(_Cut):
+class NoOutputs(CutLinear):
     """A linear all of whose outputs are gone."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class NoOutputs(_Cut):
         return input[..., :1]
 
 
-class NoInputs(_Cut):
+class NoInputs(CutLinear):
     """A linear all of whose inputs are gone: its bias is left."""
 
     def forward(self, input: Tensor) -> Tensor:

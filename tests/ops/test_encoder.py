@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from tolerances import ENCODER, relative
 
 from pyprune import backends, ops
 from pyprune.errors import InputError
-from pyprune.ops.encoder import ACTIVATIONS, DENSE_ROWS, LINEARS, PARTS, EncoderLayer, arrange, encoder_reference
+from pyprune.ops.encoder import (
+    ACTIVATIONS,
+    DENSE_ROWS,
+    LINEARS,
+    PARTS,
+    EncoderLayer,
+    arrange,
+    encoder_reference,
+    flat_heads,
+)
 
 # sequences, length, hidden, inner, width, head: one token; nothing a multiple of anything; short sequences, many in a
 # block; sequences over several blocks and more keys than are taken at once; heads of 32, 64 and odd sizes.
@@ -22,20 +33,32 @@ SIZES = [
     (3, 0, 8, 8, 8, 8),
 ]
 
+# Channels of queries and of values by head: fewer and more values than queries, a head without queries, one of a single
+# channel; as many of both, and unlike from head to head; no heads.
+HEADS = [
+    ((5, 9, 0, 1), (2, 16, 3, 7)),
+    ((13, 1, 6), (13, 1, 6)),
+    ((0, 0), (1, 6)),
+    ((20,), (1,)),
+    ((), ()),
+]
 
-def random_layer(hidden, inner, width, generator, *, format="dense", dtype=torch.float32, scale=1.5):
+
+def random_layer(hidden, inner, width, generator, *, format="dense", dtype=torch.float32, scale=1.5, heads=None):
     """Weights about `scale` times those that keep the size of what goes through."""
+    query, value = heads or (None, None)
+    values = width if value is None else sum(value)
+    projected = 3 * width if query is None else 2 * sum(query) + values
 
     def weight(out, columns):
         dense = scale * torch.randn(out, columns, generator=generator) / max(columns, 1) ** 0.5
-        if format == "dense":
+        if format == "dense" or not dense.numel():
             return arrange(ops.compress(dense, format="dense"))
         return ops.prepare(ops.compress(dense, torch.rand(out, columns, generator=generator) < 0.4, dtype=dtype))
 
-    vectors = 0.3 * torch.randn(3 * width + inner + 6 * hidden, generator=generator)
-    return EncoderLayer(
-        weight(3 * width, hidden), weight(hidden, width), weight(inner, hidden), weight(hidden, inner), vectors
-    )
+    vectors = 0.3 * torch.randn(projected + inner + 6 * hidden, generator=generator)
+    shapes = ((projected, hidden), (hidden, values), (inner, hidden), (hidden, inner))
+    return EncoderLayer(*(weight(*shape) for shape in shapes), vectors, query, value)
 
 
 def arguments(hidden, layers, keep, head, activation="gelu", eps=1e-12):
@@ -44,7 +67,8 @@ def arguments(hidden, layers, keep, head, activation="gelu", eps=1e-12):
     parts = [weight.parts[part] for weight in weights for part in PARTS[weight.format]]
     sizes = [size for weight in weights for size in (*weight.shape, *weight.geometry)]
     formats, vectors = [weight.format for weight in weights], [layer.vectors for layer in layers]
-    return hidden, keep, parts, formats, sizes, vectors, head, activation, eps
+    heads = [size for layer in layers for size in flat_heads(layer, head)]
+    return hidden, keep, parts, formats, sizes, heads, vectors, head, activation, eps
 
 
 def error(hidden, layers, keep=None, *, head, activation="gelu", eps=1e-12):
@@ -85,6 +109,21 @@ def test_activations_far_out(activation, generator):
 def test_layers_of_different_widths(generator):
     layers = [random_layer(24, 60, 32, generator), random_layer(24, 7, 8, generator, format="sparse")]
     assert error(torch.randn(2, 50, 24, generator=generator), layers, head=8) <= ENCODER
+
+
+@pytest.mark.parametrize("format", ["dense", "sparse"])
+@pytest.mark.parametrize("inner", [37, 0])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_heads_of_different_widths(heads, inner, format, generator):
+    """Between layers of whole heads, whose results lie elsewhere; scores are scaled by the dense width all the same."""
+    layers = [random_layer(24, 5, 16, generator), random_layer(24, inner, 0, generator, format=format, heads=heads)]
+    layers.append(random_layer(24, 5, 8, generator))
+    x = torch.randn(5, 90, 24, generator=generator)
+    keep = torch.rand(5, 90, generator=generator) < 0.6
+    assert error(x, layers, head=8) <= ENCODER
+    assert error(x, layers, keep, head=8) <= ENCODER
+    alone = ops.encoder(x[2:3], layers, keep[2:3], head=8)
+    assert torch.equal(ops.encoder(x, layers, keep, head=8)[2:3], alone)
 
 
 def test_scores_that_would_overflow(generator):
@@ -148,6 +187,15 @@ def test_errors_say_what_was_seen(generator):
         ops.encoder(x, [layer], head=8, activation="tanh")
     with pytest.raises(InputError, match="heads do not fit"):
         ops.encoder(x, [layer], head=5)
+    uneven = random_layer(16, 20, 0, generator, heads=((3, 2), (4, 1)))
+    for heads, wrong in (
+        (((3, 2), (5,)), "every head has channels"),
+        (((6, -1), (4, 1)), "every head has channels"),
+        (((3, 3), (4, 1)), "project has the wrong shape"),
+        (((2, 2), (4, 3)), "output has the wrong shape"),
+    ):
+        with pytest.raises(InputError, match=wrong):
+            ops.encoder(x, [dataclasses.replace(uneven, query=heads[0], value=heads[1])], head=8)
     with pytest.raises(InputError, match=r"project has the wrong shape\n.*\[48, 17\]\n.*\[48, 16\]"):
         ops.encoder(torch.randn(2, 5, 17), [layer], head=8)
     plain = EncoderLayer(layer.project, layer.output, ops.compress(torch.ones(20, 16)), layer.down, layer.vectors)

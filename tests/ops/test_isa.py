@@ -23,7 +23,7 @@ from pyprune.ops.block_obs import block_obs_reference
 from pyprune.ops.sparsegpt import sparsegpt_reference
 from pyprune.ops.masked_lstsq import masked_lstsq_reference
 from pyprune.ops.swap import swap_reference
-from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, encoder_reference
+from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, encoder_reference, flat_heads
 g = torch.Generator().manual_seed(5)
 worst = dict.fromkeys(
     ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap",
@@ -82,7 +82,8 @@ for hidden, inner, width, head in ((1, 1, 1, 1), (17, 35, 21, 7), (64, 130, 64, 
         parts = [getattr(layer, name).parts[part] for name in LINEARS for part in PARTS[getattr(layer, name).format]]
         sizes = [size for name in LINEARS for size in (*getattr(layer, name).shape, *getattr(layer, name).geometry)]
         formats = [getattr(layer, name).format for name in LINEARS]
-        wanted = encoder_reference(x, keep, parts, formats, sizes, [vectors], head, "gelu_tanh", 1e-5)
+        heads = flat_heads(layer, head)
+        wanted = encoder_reference(x, keep, parts, formats, sizes, heads, [vectors], head, "gelu_tanh", 1e-5)
         note("encoder", ops.encoder(x, [layer], keep, head=head, activation="gelu_tanh", eps=1e-5), wanted)
 print(json.dumps({"isa": backends.extension().build_info()["isa"], "worst": worst}))
 """

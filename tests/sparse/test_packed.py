@@ -186,13 +186,30 @@ def test_masks_that_are_no_padding():
         kept_tokens(torch.ones(2, 4, 3, 3).bool(), hidden)
 
 
-def test_compact_models_with_whole_heads(tiny, batches_of):
-    """Layers may differ in their heads and neurons; heads of other widths are refused."""
-    for units in CUTS.values():
-        small = pyprune.compact(tiny("bert"), units)
-        whole = all(shape.neurons and shape.query and {*shape.query, *shape.value} == {8} for shape in units.shapes)
-        if whole:
-            assert max(differences(small, pyprune.optimize(copy.deepcopy(small)), batches_of())) <= SAME
-        else:
-            with pytest.raises(InputError, match="plain"):
-                pyprune.optimize(small)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_compact_models(tiny, batches_of, name):
+    """Whole heads, heads of other widths for queries and values, halves without units; with and without zeros."""
+    for cut, units in CUTS.items() if name in ("bert", "distilbert") else [("uneven heads", CUTS["uneven heads"])]:
+        small = pyprune.compact(tiny(name), units)
+        for module in small.modules():
+            if isinstance(module, nn.Linear) and module.weight.numel():
+                module.weight.data[module.weight.abs() < 0.1] = 0.0  # so that "auto" has to choose
+        for format in ("auto", "sparse", "dense"):
+            optimized = pyprune.optimize(copy.deepcopy(small), format=format)
+            assert max(differences(small, optimized, batches_of(2))) <= SAME, (cut, format)
+        elements = sum(buffer.numel() for buffer in packed(optimized).buffers())
+        tiles = 2 * 4 * 5 * 48  # dense weights are filled up to a multiple of 6 rows
+        assert 0 <= elements - units.parameters() <= tiles, cut
+
+
+def test_compact_models_without_the_kernel(tiny, batches_of, monkeypatch):
+    monkeypatch.setenv("PYPRUNE_BACKEND", "reference")
+    small = pyprune.compact(tiny("bert"), CUTS["empty halves"])
+    assert max(differences(small, pyprune.optimize(copy.deepcopy(small)), batches_of(1))) <= SAME
+
+
+def test_a_config_that_lies_about_heads_is_refused(tiny):
+    small = pyprune.compact(tiny("bert"), CUTS["whole heads"])
+    small.config.pyprune["layers"][0]["value"][0] -= 1
+    with pytest.raises(InputError, match="project has the wrong shape"):
+        pyprune.optimize(small)
