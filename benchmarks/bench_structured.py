@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from typing import Any
 
 from common import Report, arguments
 from structured_tasks import Classification, small
 
 from pyprune.demo import model_folder, test_file, train_file
-from pyprune.methods.units import UNIT_METHODS, UnitMethod, prune_units
+from pyprune.methods.unit_request import UNIT_METHODS, UnitMethod
+from pyprune.methods.units import prune_units
 
-METHODS = ("kprune", "kwon", "magnitude")
+METHODS = ("kprune", "kwon", "unit-magnitude")
 REMOVED = (0.4, 0.5, 0.6, 0.7, 0.8)
+WORDS = {"true": True, "false": False}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -44,10 +47,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def method_of(text: str) -> UnitMethod:
     """A method and settings of its own: ``kprune tune=false energy_weight=0.01``."""
     name, *settings = text.split()
-    words: dict[str, Any] = {"true": True, "false": False}
-    values = dict(setting.split("=") for setting in settings)
+    values: dict[str, Any] = dict(setting.split("=") for setting in settings)
     for key, value in values.items():
-        values[key] = words[value] if value in words else value if value.isalpha() else float(value)
+        values[key] = WORDS[value] if value in WORDS else value if value.isalpha() else float(value)
     return UNIT_METHODS[name](**values)
 
 
@@ -56,7 +58,7 @@ def main() -> None:
     options = arguments(__doc__ or "", rounds=1, add=add_flags)
     if options.quick:
         options.samples, options.seeds, options.removed, options.rows = 16, (0,), (0.7,), 32
-        options.methods = ("magnitude", "kprune search=magnitude")
+        options.methods = ("unit-magnitude", "kprune search=magnitude")
     report = Report(f"structured-{options.name}", not options.no_write)
     known = report.resume() if options.go_on else []
     task = Classification(options.model, options.data, options.evaluate, options.rows, options.held_out)
@@ -67,6 +69,7 @@ def main() -> None:
         case = {"method": method, "removed": removed, "seed": seed, "samples": options.samples}
         if any(all(other.get(key) == value for key, value in case.items()) for other in known):
             continue
+        begin = time.process_time()
         result = prune_units(
             task.model,
             task.calibration,
@@ -76,17 +79,20 @@ def main() -> None:
             samples=options.samples,
             seed=seed,
         )
-        found = result.report
+        found, units = result.report, result.units
+        assert units is not None
+        processor = time.process_time() - begin
         report.record(
             case,
-            **task.judge(small(result.model, result.kept)),
+            **task.judge(small(result.model, units)),
             tokens=found["data"]["tokens"],
             left=found["shares"],
-            heads=result.kept.heads.sum(dim=1).tolist(),
-            neurons=result.kept.neurons.sum(dim=1).tolist(),
+            heads=[len(layer.heads) for layer in units.layers],
+            neurons=[len(layer.neurons) for layer in units.layers],
             errors=[layer.get("error") for layer in found["layers"]],
             notes=found["notes"],
             seconds_of=found["seconds"],
+            processor_seconds=processor,
             load=round(os.getloadavg()[0], 1),
         )
         report.write()

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import pyprune
-from pyprune.budgets import KeptUnits
 from pyprune.errors import InputError
-from pyprune.structured import compact, dense_units
+from pyprune.structured import compact
 from pyprune.tasks import load_texts
 from pyprune.tasks.loading import Examples, without_rows
 from pyprune.units import Units
@@ -76,10 +75,9 @@ class Classification:
         return torch.cat(found)[torch.argsort(torch.tensor(order))]
 
 
-def small(model: nn.Module, kept: KeptUnits) -> nn.Module:
+def small(model: nn.Module, units: Units) -> nn.Module:
     """The pruned model without its zeros, made fast where there is a faster way."""
-    dense = dense_units(model)
-    cut = compact(model, Units.from_masks(dense.hidden, kept.heads, kept.neurons, width=dense.width)).eval()
+    cut = compact(model, units).eval()
     try:
         fast: nn.Module = pyprune.optimize(cut)
     except InputError:
