@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError
+from pyprune.methods.kwon import fisher_masks
 from pyprune.methods.objectives import Predictions
 from pyprune.methods.unit_run import OUT, UnitRun, choose, fit, gather_moments, measure
 from pyprune.models.sublayers import ResidualStreams, SubLayer
 from pyprune.stats import energies, grouped
+
+SEARCHES = ("knowledge", "fisher", "magnitude")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class KPrune:
         Ridge of the fit, relative and centred on the dense weight.
     tune : bool
         False: only cut.
+    search : {"knowledge", "fisher", "magnitude"}
+        How units are chosen: sub-layer by sub-layer as published; or all of them ahead, as :class:`Kwon` or
+        :class:`UnitMagnitude` would, which leaves nothing of the method but its fit.
     sample_first : bool
         Measure the first sub-layer against labels drawn from the predictions. There the model is still the dense one,
         and its divergence from itself has no gradient: by default only what units write counts, as published.
@@ -50,6 +56,7 @@ class KPrune:
     temperature: float = 2.0
     damping: float = 1e-4
     tune: bool = True
+    search: str = "knowledge"
     sample_first: bool = False
 
     name = "kprune"
@@ -57,6 +64,8 @@ class KPrune:
     resumes = True
 
     def __post_init__(self) -> None:
+        if self.search not in SEARCHES:
+            raise InputError(f"unknown search {self.search!r}", hint=f"one of {', '.join(SEARCHES)}")
         if min(self.energy_weight, self.damping, self.head_weight or 0.0) < 0 or self.temperature <= 0:
             raise InputError("weights and damping are at least 0, the temperature above 0", seen=str(self))
 
@@ -64,8 +73,11 @@ class KPrune:
         """Prune the run's model in place, bottom up."""
         batches = len(run.calibration.batches)
         left = len(run.dense.layers) - run.resumed
-        run.progress.start(run.resumed + 2 * left * (batches + 1), "embedding the calibration text")
+        steps = 2 * left * (batches + 1 if self.search == "knowledge" else 1)
+        steps += batches if self.search == "fisher" else 0
+        run.progress.start(run.resumed + steps, "embedding the calibration text")
         streams = run.streams()
+        ahead = self._ahead(run, streams)
         with run.timed("embed"):
             outputs = zip(streams.outputs(0), streams.keep, strict=True)
             dense = [run.objective.read(output, keep) for output, keep in outputs]
@@ -76,7 +88,8 @@ class KPrune:
             restored = run.restore(number)
             for part in parts:
                 if not restored:
-                    self._prune(run, streams, teacher, part, dense, budget)
+                    masks = ahead[part.index] if ahead else None
+                    self._prune(run, streams, teacher, part, dense, budget, masks)
                 budget -= run.costs.kept(part.half, int(run.masks[part.index].sum()))
             if parts[-1] is not run.parts[-1]:
                 with run.timed("advance"):
@@ -90,12 +103,15 @@ class KPrune:
         part: SubLayer,
         dense: Sequence[Predictions],
         budget: int,
+        kept: Tensor | None,
     ) -> None:
-        """One sub-layer; ``budget`` is for it and all above."""
+        """One sub-layer; ``budget`` is for it and all above, ``kept`` its mask if that was chosen ahead."""
         above, block = run.parts[part.index :], run.adapter.blocks(run.model)[part.block]
-        scores, notes = self._scores(run, streams, above, dense)
-        with run.timed("search"):
-            kept = choose(run, above, scores, budget)[0]
+        notes: list[str] = []
+        if kept is None:
+            scores, notes = self._scores(run, streams, above, dense)
+            with run.timed("search"):
+                kept = choose(run, above, scores, budget)[0]
         with run.timed("moments"):
             moments = gather_moments(streams, teacher, block, part)
         with run.timed("solve"):
@@ -104,6 +120,12 @@ class KPrune:
             error = moments.error(OUT, part.writes.weight, part.writes.bias)
         found["notes"] = notes + found["notes"]
         run.record(part, kept, error=error, **found)
+
+    def _ahead(self, run: UnitRun, streams: ResidualStreams) -> list[Tensor]:
+        """Masks of all sub-layers, where they do not depend on what was cut below."""
+        if self.search == "fisher":
+            return fisher_masks(run, streams, [run.share])[0]
+        return magnitude_masks(run) if self.search == "magnitude" else []
 
     def _scores(
         self, run: UnitRun, streams: ResidualStreams, parts: Sequence[SubLayer], dense: Sequence[Predictions]
@@ -141,15 +163,19 @@ class UnitMagnitude:
     def run(self, run: UnitRun) -> None:
         """Prune the run's model in place, all at once."""
         run.progress.start(len(run.parts), "comparing weights")
-        with run.timed("search"):
-            scores = [self._sizes(part) for part in run.parts]
-            masks = choose(run, run.parts, scores, run.budget(run.share))
-        for part, kept in zip(run.parts, masks, strict=True):
+        for part, kept in zip(run.parts, magnitude_masks(run), strict=True):
             part.remove(kept)
             run.record(part, kept)
 
-    @staticmethod
-    def _sizes(part: SubLayer) -> Tensor:
-        squares = part.writes.weight.double().square().sum(dim=0)
-        read = torch.stack([linear.weight.double().square().sum(dim=1) for linear in part.reads])
-        return grouped(squares + read.sum(dim=0), part.width)
+
+def magnitude_masks(run: UnitRun) -> list[Tensor]:
+    """Masks ``[units]`` of all sub-layers by the sizes of the model's weights as they are."""
+    with run.timed("search"):
+        scores = [_sizes(part) for part in run.parts]
+        return choose(run, run.parts, scores, run.budget(run.share))
+
+
+def _sizes(part: SubLayer) -> Tensor:
+    squares = part.writes.weight.double().square().sum(dim=0)
+    read = torch.stack([linear.weight.double().square().sum(dim=1) for linear in part.reads])
+    return grouped(squares + read.sum(dim=0), part.width)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.methods.objectives import Predictions
-from pyprune.methods.unit_run import OUT, Measured, UnitRun, measure
+from pyprune.methods.unit_run import OUT, UnitRun, measure
 from pyprune.models.sublayers import ResidualStreams, SubLayer, sub_layers
 from pyprune.solvers import LayerProblem
 from pyprune.stats import Moments, grouped
@@ -55,26 +55,10 @@ class Kwon:
 
     def run(self, run: UnitRun) -> None:
         """Prune the run's model in place, all at once."""
-
-        def loss(number: int, predictions: Predictions) -> Tensor:
-            if self.labels == "drawn":
-                return run.objective.sampled(predictions, run.generator)
-            return run.objective.against(predictions, run.calibration.labels[number])
-
         run.progress.start(len(run.calibration.batches) + len(run.parts), "embedding the calibration text")
         streams = run.streams()
-        with run.timed("measure"):
-            measured = measure(run, streams, run.parts, loss, store=True)
-        run.notes += measured.notes
-        with run.timed("search"):
-            gradients = _unit_gradients(run, measured)
-            masks = _search(run, gradients, run.budget(run.share))
-            halfway = _search(run, gradients, run.budget(math.sqrt(run.share)))
-            if self.rearrange:
-                masks, halfway = (
-                    [rearranged(mask, rows) for mask, rows in zip(found, gradients, strict=True)]
-                    for found in (masks, halfway)
-                )
+        shares = (run.share, math.sqrt(run.share))
+        masks, halfway = fisher_masks(run, streams, shares, labels=self.labels, rearrange=self.rearrange)
         for part, kept, more in zip(run.parts, masks, self._scaled(run, streams, masks, halfway), strict=True):
             run.record(part, kept, **more)
 
@@ -106,9 +90,41 @@ class Kwon:
                     streams.advance(old, new)
 
 
-def _unit_gradients(run: UnitRun, measured: Measured) -> list[Tensor]:
-    """Gradients of whole heads and of neurons, ``[batches, units]`` for every sub-layer, float64 on the CPU."""
-    return [grouped(measured.gradients.vectors(part.name).double().cpu(), part.width) for part in run.parts]
+def fisher_masks(
+    run: UnitRun, streams: ResidualStreams, shares: Sequence[float], *, labels: str = "drawn", rearrange: bool = True
+) -> list[list[Tensor]]:
+    """Masks of all sub-layers for several parts of the dense cost, by Fisher information of the model as it is.
+
+    Parameters
+    ----------
+    run, streams
+    shares : sequence of float
+        Parts of the dense encoder's cost that may be left.
+    labels, rearrange
+        As in :class:`Kwon`.
+
+    Returns
+    -------
+    list of list of Tensor of bool
+        For every share the masks of all sub-layers, ``[units]`` each.
+    """
+
+    def loss(number: int, predictions: Predictions) -> Tensor:
+        if labels == "drawn":
+            return run.objective.sampled(predictions, run.generator)
+        return run.objective.against(predictions, run.calibration.labels[number])
+
+    with run.timed("measure"):
+        measured = measure(run, streams, run.parts, loss, store=True)
+    run.notes += measured.notes
+    with run.timed("search"):
+        # Of whole heads and of neurons, [batches, units] for every sub-layer.
+        vectors = [measured.gradients.vectors(part.name).double().cpu() for part in run.parts]
+        gradients = [grouped(rows, part.width) for rows, part in zip(vectors, run.parts, strict=True)]
+        found = [_search(run, gradients, run.budget(share)) for share in shares]
+        if not rearrange:
+            return found
+        return [[rearranged(mask, rows) for mask, rows in zip(masks, gradients, strict=True)] for masks in found]
 
 
 def _search(run: UnitRun, gradients: list[Tensor], budget: int) -> list[Tensor]:

@@ -126,6 +126,20 @@ def test_settings_reach_the_method(tiny: Tiny, batches_of: Batches) -> None:
     assert not torch.equal(_predict(scaled.model, batches_of()[0]), _predict(unscaled.model, batches_of()[0]))
 
 
+@pytest.mark.parametrize("search", ["fisher", "magnitude"])
+def test_search_and_fit_are_told_apart(tiny: Tiny, batches_of: Batches, search: str) -> None:
+    model = tiny("bert")
+    other = Kwon(rescale=False) if search == "fisher" else UnitMagnitude()
+    chosen = prune_units(model, batches_of(count=2), method=other, target_flops=0.4)
+    fitted = prune_units(model, batches_of(count=2), method=KPrune(search=search), target_flops=0.4)
+    assert fitted.units == chosen.units
+    cut = prune_units(model, batches_of(count=2), method=KPrune(search=search, tune=False), target_flops=0.4)
+    pairs = zip(fitted.report["layers"], cut.report["layers"], strict=True)
+    assert all(tuned["error"] <= left["error"] for tuned, left in pairs)
+    plain = chosen.model.state_dict()
+    assert all(torch.equal(value, plain[name]) for name, value in cut.model.state_dict().items())
+
+
 def test_errors(tiny: Tiny, batches_of: Batches) -> None:
     model, batches = tiny("bert"), batches_of()
     with pytest.raises(InputError, match="exactly one target"):
@@ -144,3 +158,5 @@ def test_errors(tiny: Tiny, batches_of: Batches) -> None:
         prune_units(tiny("opt", "lm"), batches, target_flops=0.5)
     with pytest.raises(InputError, match="at least 0"):
         KPrune(damping=-1.0)
+    with pytest.raises(InputError, match="unknown search"):
+        KPrune(search="fischer")
