@@ -228,6 +228,21 @@ double peak(int type, int64_t rounds, int threads) {
     return run.peak(element(type), rounds, threads);
 }
 
+int64_t draw_counts(uintptr_t counts, uintptr_t weight, int type, int64_t n, int64_t keep, int64_t draws,
+                    double exponent, uint64_t seed, double spread, int threads) {
+    area(n, 4);
+    require(type == 0 || type == 3, "the weight must be float32 or float64");
+    require(n < int64_t(1) << 47, "too many entries");
+    require(keep >= 0 && keep <= n, "keep is out of range");
+    require(draws >= 0 && draws <= std::numeric_limits<int32_t>::max(), "draws is out of range");
+    require(exponent >= 0.0 && spread >= 0.0, "the exponent and the spread must not be negative");
+    check_threads(threads);
+    const auto& run = pyprune::kernels();
+    py::gil_scoped_release release;
+    return run.draw_counts(pointer<int32_t>(counts, n, "counts"), pointer<const void>(weight, n, "weight"),
+                           element(type), n, keep, draws, exponent, seed, spread, threads);
+}
+
 void swap(uintptr_t mask, uintptr_t exchanged, uintptr_t worth, uintptr_t system, uintptr_t inverse, uintptr_t target,
           uintptr_t dense, int type, uintptr_t columns, int64_t count, uintptr_t least, int64_t most, int64_t of,
           int64_t rows, int64_t k, int threads) {
@@ -321,6 +336,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("block_obs", &bound::block_obs);
     module.def("peak", &bound::peak);
     module.def("swap", &bound::swap);
+    module.def("draw_counts", &bound::draw_counts);
     bound::bind_sparse(module);
     bound::bind_encoder(module);
 #if defined(PYPRUNE_HAS_CUDA)

@@ -33,6 +33,7 @@ struct Kernels {
     decltype(&baseline::block_obs) block_obs;
     decltype(&baseline::peak) peak;
     decltype(&baseline::swap) swap;
+    decltype(&baseline::draw_counts) draw_counts;
     decltype(&baseline::spmm) spmm;
     decltype(&baseline::spmm_tile) spmm_tile;
     decltype(&baseline::encoder) encoder;

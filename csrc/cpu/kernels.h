@@ -59,6 +59,9 @@ void swap(uint8_t* mask, int64_t* exchanged, double* worth, const void* system, 
           const void* dense, ElementType type, const int64_t* columns, int64_t count, const double* least, int64_t most,
           int64_t of, int64_t rows, int64_t k, int threads);
 
+int64_t draw_counts(int32_t* counts, const void* weight, ElementType type, int64_t n, int64_t keep, int64_t draws,
+                    double exponent, uint64_t seed, double spread, int threads);
+
 void spmm(void* y, const void* x, ElementType type, int64_t tokens, int64_t stride, const SparseRows& w,
           const float* scale, const float* bias, Activation activation, bool pairs, int threads);
 

@@ -8,6 +8,7 @@ from pyprune.ops.admm_step import admm_step
 from pyprune.ops.block_obs import block_obs
 from pyprune.ops.cholesky import cholesky
 from pyprune.ops.cross_gram import cross_gram
+from pyprune.ops.draw_counts import draw_counts
 from pyprune.ops.encoder import encoder
 from pyprune.ops.gram import gram
 from pyprune.ops.masked_cg import masked_cg
@@ -30,6 +31,7 @@ __all__ = [
     "cholesky",
     "compress",
     "cross_gram",
+    "draw_counts",
     "encoder",
     "gram",
     "masked_cg",
