@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from pyprune.errors import InputError
 from pyprune.methods.calibration import Calibration, gather
 from pyprune.models import adapter_for
+from pyprune.tasks.loading import Examples
 
 Tiny = Callable[..., nn.Module]
 TEXTS = [" ".join(["word"] * (1 + index % 17)) + f" {index}" for index in range(90)]
@@ -200,3 +202,51 @@ def test_refusals(collect: Callable[..., Calibration]) -> None:
     for data, options, message in cases:
         with pytest.raises(InputError, match=message):
             collect(data, **options)
+
+
+def test_labels_go_along_with_their_rows(collect: Callable[..., Calibration]) -> None:
+    rows = {tuple(ids): index for index, ids in enumerate(Tokenizer()(TEXTS, max_length=64)["input_ids"])}
+    labels = [len(text.split()) % 2 for text in TEXTS]
+    names = ("LABEL_0", "LABEL_1")
+    examples = Examples(tuple(TEXTS), None, tuple(labels), "made up", "", label_names=names)
+    for data in (examples, datasets_of(TEXTS, labels)):
+        found = collect(data, samples=40, batch_size=7, labels="classification")
+        assert sum(len(gold[0]) for gold in found.labels) == found.sentences == 40
+        for batch, (gold,) in zip(found.batches, found.labels, strict=True):
+            for ids, real, label in zip(batch["input_ids"], batch["attention_mask"], gold.tolist(), strict=True):
+                assert label == labels[rows[tuple(ids[real.bool()].tolist())]]
+        assert found.sha256 == collect(data, samples=40, batch_size=7).sha256
+    numbers = replace(examples, labels=tuple(f"{label}.5" for label in labels))
+    (first, *_) = collect(numbers, samples=3, labels="regression").labels
+    assert first[0].dtype == torch.float32
+    assert set(first[0].tolist()) <= {0.5, 1.5}
+
+
+def datasets_of(texts: list[str], labels: list[int]) -> Any:
+    """What looks like a ``datasets.Dataset`` with named classes."""
+
+    class Columns(dict[str, list[Any]]):
+        column_names = ("text", "label")
+        features: ClassVar = {"label": SimpleNamespace(names=["LABEL_0", "LABEL_1"])}
+
+    return Columns(text=texts, label=labels)
+
+
+def test_labels_that_are_not_there(collect: Callable[..., Calibration]) -> None:
+    examples = Examples(tuple(TEXTS), None, None, "made up", "")
+    batch = {"input_ids": torch.tensor([[1, 5, 2]]), "attention_mask": torch.tensor([[1, 1, 1]])}
+    cases: list[tuple[Any, str, str]] = [
+        (TEXTS, "classification", "no labels"),
+        (examples, "classification", "made up has no labels"),
+        (replace(examples, labels=("x",) * 90), "regression", "not a number"),
+        (replace(examples, labels=(1,) * 90), "answers", "at which token"),
+        ([batch], "classification", "no labels"),
+        ([{**batch, "labels": torch.tensor([1, 0])}], "classification", "one a row"),
+        ([{**batch, "labels": torch.tensor([1])}], "answers", "no labels"),
+    ]
+    for data, kind, message in cases:
+        with pytest.raises(InputError, match=message):
+            collect(data, labels=kind)
+    answers = {**batch, "start_positions": torch.tensor([1]), "end_positions": torch.tensor([2])}
+    ((start, end),) = collect([answers], labels="answers").labels
+    assert (start.tolist(), end.tolist()) == ([1], [2])
