@@ -31,7 +31,7 @@ test: $(VENV)/.test lint ## everything: lint, tests, tests with transformers 4
 	@$(MAKE) --no-print-directory test-transformers4
 
 test-transformers4: $(VENV)/.test $(TRANSFORMERS4)/.installed ## the tests of models, methods and data with transformers 4
-	PYTHONPATH=$(TRANSFORMERS4) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -q tests/models tests/methods tests/tasks tests/cli tests/sparse -m "not slow"
+	PYTHONPATH=$(TRANSFORMERS4) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -q tests/models tests/methods tests/tasks tests/cli tests/sparse tests/training -m "not slow"
 
 test-gpu: $(VENV)/.test ## the tests that need a CUDA device; without one each is skipped, and says so
 	$(BIN)/python -m pytest -m gpu
