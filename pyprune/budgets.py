@@ -69,7 +69,7 @@ class UnitCosts:
         places = [[index for index, half in enumerate(halves) if half == kind] for kind in (0, 1)]
         joined = [torch.cat([scores[0].new_zeros(0), *(scores[index] for index in own)]) for own in places]
         masks: list[Tensor] = [torch.empty(0)] * len(halves)
-        for own, found in zip(places, best_split(*joined, self, budget), strict=True):
+        for own, found in zip(places, best_split(joined[0], joined[1], self, budget), strict=True):
             for index, mask in zip(own, torch.split(found, [len(scores[index]) for index in own]), strict=True):
                 masks[index] = mask
         return masks

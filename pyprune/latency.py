@@ -85,9 +85,10 @@ class LatencyTable:
                 raise InputError(f"a table of latencies: {name} is at least 1", seen=repr(value[name])[:80])
         for name in _NUMBERS:
             _seconds(value[name], name)
-        counted = {name: _counted(value[name], name) for name in ("heads", "neurons")}
-        plain = {name: value[name] for name in ("way", *_SIZES)}
-        return cls(**plain, **{n: float(value[n]) for n in _NUMBERS}, **counted, machine=str(value["machine"])[:200])
+        counted: dict[str, Any] = {name: _counted(value[name], name) for name in ("heads", "neurons")}
+        plain: dict[str, Any] = {name: value[name] for name in ("way", *_SIZES)}
+        plain |= {name: float(value[name]) for name in _NUMBERS}
+        return cls(**plain, **counted, machine=str(value["machine"])[:200])
 
     def save(self, path: str | Path) -> Path:
         """Write it as JSON."""
