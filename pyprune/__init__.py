@@ -33,7 +33,7 @@ from pyprune.units import Units
 from pyprune.version import __version__
 
 if TYPE_CHECKING:
-    from pyprune.methods import prune, prune_streaming, soup, train_prune
+    from pyprune.methods import prune, prune_streaming, soup, train_prune, trim_vocabulary
     from pyprune.result import PruneResult, load
     from pyprune.sparse import SparseLinear, optimize, sparsify
     from pyprune.structured import compact
@@ -50,6 +50,7 @@ _LAZY = {
     "SparseLinear": "pyprune.sparse",
     "sparsify": "pyprune.sparse",
     "train_prune": "pyprune.methods",
+    "trim_vocabulary": "pyprune.methods",
 }
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "soup",
     "sparsify",
     "train_prune",
+    "trim_vocabulary",
 ]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pyprune prune | evaluate | attack | export | soup | bench | report | info | demo``.
+"""``pyprune prune | evaluate | attack | export | trim | soup | bench | report | info | demo``.
 
 Exit status: 0 done, 1 failed (the message says what was asked, what was seen and what to try), 2 bad usage.
 With ``--json`` stdout holds exactly one JSON document; everything for a person goes to stderr.
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 import pyprune
-from pyprune.commands import attack, bench, common, demo, evaluate, export, info, prune, report, soup
+from pyprune.commands import attack, bench, common, demo, evaluate, export, info, prune, report, soup, trim
 from pyprune.errors import InputError, PypruneError
 
 _EPILOG = """\
@@ -30,6 +30,8 @@ examples:
       how both withstand an attack that swaps words
   pyprune export pruned --sparse small
       the same model without its zeros, on disk and in memory
+  pyprune trim pruned --data train.tsv --output trimmed
+      without the tokens that never occur
   pyprune bench model MODEL pruned
       how much faster and smaller the pruned model is
   pyprune soup run-1 run-2 --select held-out.tsv --output averaged
@@ -52,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pyprune {pyprune.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (prune, evaluate, attack, export, soup, bench, report, info, demo):
+    for command in (prune, evaluate, attack, export, trim, soup, bench, report, info, demo):
         command.add(commands)
     return parser
 

@@ -32,7 +32,9 @@ HEADS = {
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
-def open_model(name: str, *, head: str | None = None, families: Sequence[str] | None = None) -> Any:
+def open_model(
+    name: str, *, head: str | None = None, families: Sequence[str] | None = None, stored_type: bool = False
+) -> Any:
     """Load a model with its head in float32, in evaluation mode.
 
     Parameters
@@ -43,6 +45,8 @@ def open_model(name: str, *, head: str | None = None, families: Sequence[str] | 
         ``"ForSequenceClassification"`` ...: required head; by default whichever the checkpoint was saved with.
     families : sequence of str, optional
         Values of ``config.model_type`` that will do; checked before the weights are read.
+    stored_type : bool
+        In the type in which it is stored instead.
 
     Raises
     ------
@@ -68,14 +72,14 @@ def open_model(name: str, *, head: str | None = None, families: Sequence[str] | 
         )
     if Path(name).is_dir() and is_sparse(Path(name)):
         # what is to be pruned again must be dense
-        return load_sparse(Path(name), dense=families is not None).float().eval()
+        return _typed(load_sparse(Path(name), dense=families is not None), stored_type)
     if Path(name).is_dir():
         _check_weights(Path(name))
         if is_compact(Path(name)):
-            return load_compact(Path(name)).float().eval()
+            return _typed(load_compact(Path(name)), stored_type)
     loader = getattr(transformers, HEADS[suffix])
     with _explained(name, "model"):
-        model, found = _local_first(loader, name, use_safetensors=True, output_loading_info=True)
+        model, found = _local_first(loader, name, use_safetensors=True, output_loading_info=True, dtype="auto")
     missing = sorted(str(key) for key in found["missing_keys"])
     mismatched = [str(key) for key in found.get("mismatched_keys", ())]
     if missing or mismatched:
@@ -84,8 +88,12 @@ def open_model(name: str, *, head: str | None = None, families: Sequence[str] | 
             seen=f"missing or of another shape: {', '.join((missing + mismatched)[:4])}",
             hint="they would be random numbers; use a checkpoint that was fine-tuned and saved whole",
         )
+    return _typed(model, stored_type)
+
+
+def _typed(model: Any, stored_type: bool) -> Any:
     # float32 for fp16 and bf16 files: exact, and what a CPU computes in
-    return model.float().eval()
+    return model.eval() if stored_type else model.float().eval()
 
 
 def head_of(name: str) -> str:

@@ -13,6 +13,7 @@ from pyprune.methods.plan import Plan
 from pyprune.methods.request import available, describe
 from pyprune.methods.streaming import StreamResult, prune_streaming
 from pyprune.methods.trained import TRAIN_RECIPES, train_prune
+from pyprune.methods.trimming import TrimmedVocabulary, trim_vocabulary
 from pyprune.methods.units import prune_units
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Progress",
     "Soup",
     "StreamResult",
+    "TrimmedVocabulary",
     "UnitMagnitude",
     "available",
     "describe",
@@ -32,4 +34,5 @@ __all__ = [
     "prune_units",
     "soup",
     "train_prune",
+    "trim_vocabulary",
 ]
