@@ -21,6 +21,9 @@ examples:
       float32)
   pyprune export pruned --compact smaller
       without the heads and neurons that --storage dense has left as zeros
+  pyprune export compact --modelling shared
+      a model whose heads and neurons are cut out, with the Python file by which transformers alone loads it:
+      AutoModelForSequenceClassification.from_pretrained("shared", trust_remote_code=True)
   pyprune export pruned --onnx pruned.onnx
       for other runtimes, any number and length of sequences; cut heads and neurons are not in it, single zeros are
 
@@ -43,6 +46,9 @@ def add(commands: Any) -> None:
     out.add_argument("--dense", type=Path, metavar="DIR", help="for plain transformers")
     out.add_argument("--sparse", type=Path, metavar="DIR", help="for pyprune.load")
     out.add_argument("--compact", type=Path, metavar="DIR", help="without removed heads and neurons, for pyprune.load")
+    out.add_argument(
+        "--modelling", type=Path, metavar="DIR", help="compact, with a Python file for those without pyprune"
+    )
     out.add_argument("--onnx", type=Path, metavar="FILE", help="for other runtimes (needs the package onnx)")
     parser.add_argument("--values", choices=tuple(VALUES), help="of the weights, with --sparse (default: as they are)")
     common.add_general(parser)
@@ -56,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.onnx is not None:
         return _onnx(arguments)
+    if arguments.modelling is not None:
+        return _modelling(arguments)
     from pyprune.commands.checkpoints import silent_transformers
     from pyprune.result import export
 
@@ -71,6 +79,20 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         change = f"{common.mebibytes(sizes['before'])} -> {common.mebibytes(sizes['after'])}"
         print(common.table([("weights", change), ("saved in", str(folder))]))
+    return 0
+
+
+def _modelling(arguments: argparse.Namespace) -> int:
+    from pyprune.sparse.modelling_file import with_modelling
+    from pyprune.structured.modelling import MODULE
+
+    common.writable_parent(arguments.modelling)
+    folder = with_modelling(arguments.model, arguments.modelling)
+    if arguments.json:
+        common.print_json({"output": str(folder), "storage": "compact", "module": f"{MODULE}.py"})
+    else:
+        rows = [("file", f"{MODULE}.py, for from_pretrained(..., trust_remote_code=True)"), ("saved in", str(folder))]
+        print(common.table(rows))
     return 0
 
 

@@ -87,6 +87,11 @@ def test_onnx(run: Run, model: Path, tmp_path: Path) -> None:
         assert outcome.json["inputs"][0] == "input_ids"
         assert outcome.json["bytes"]["after"] == (tmp_path / "small.onnx").stat().st_size
     assert run("export", tmp_path / "small", "--onnx", tmp_path / "no.onnx", "--values", "int8").status == 2
+    outcome = run("export", tmp_path / "small", "--modelling", tmp_path / "shared", "--json")
+    assert outcome.json["module"] == "modeling_compact.py"
+    assert (tmp_path / "shared" / "modeling_compact.py").is_file()
+    assert "from_pretrained" in run("export", tmp_path / "small", "--modelling", tmp_path / "shared").out
+    assert run("export", model, "--modelling", tmp_path / "no").status == 1
 
 
 def _half_of_the_neurons(model: Path) -> pyprune.Units:
