@@ -16,9 +16,11 @@ from pyprune.report.document import Bench, Document, Judged, Layer, Model
 from pyprune.report.maps import density
 from pyprune.report.measured import read_attack, read_bench, read_judged
 from pyprune.report.parts import Part, printable, read_json
+from pyprune.report.structure import read_shares, read_stages, read_units, read_vocabulary
 from pyprune.result import each_mask
 from pyprune.sparse.mask_file import MASKS
 from pyprune.sparse.storage import is_sparse
+from pyprune.structured.shapes import is_compact
 from pyprune.version import __version__
 
 ATTACK = "attack.json"
@@ -72,6 +74,11 @@ def _read_folder(path: Path) -> Model:
     model = replace(model, attack=None if attack is None else read_attack(attack), disk=_bytes(path) if plain else {})
     if model.kind == "pruned":
         model = replace(model, densities=_densities(path, problems))
+    if plain:
+        model = replace(model, units=read_units(path, report, problems), storage=_storage(path))
+    if report is not None:
+        stages = read_stages(report) if model.units else {}
+        model = replace(model, left=read_shares(report), vocabulary=read_vocabulary(report), stages=stages)
     if model.kind == "records" and model.attack is None and not _benches_of(path):
         problems.append("neither a model nor a record was found in this folder")
     return replace(model, missing=tuple(_missing(model, path)), problems=tuple(problems))
@@ -88,11 +95,10 @@ def _pruned(path: Path, report: Part) -> Model:
     return Model(
         "",
         str(path),
-        "pruned",
+        "trimmed" if "vocabulary" in report.values and "method" not in report.values else "pruned",
         method=report.text("method"),
         pattern=report.text("pattern"),
         origin=origin.text("name"),
-        storage="sparse" if is_sparse(path) else "dense",
         sparsity={name: value for name, value in sparsity.items() if value is not None},
         layers=tuple(_layer(part) for part in report.parts("layers")),
         mean_error=report.number("mean_error", 0),
@@ -153,6 +159,11 @@ def _evaluated(judged: Judged | None) -> dict[str, str]:
     return {f"evaluation, {name}": value for name, value in facts.items() if value is not None}
 
 
+def _storage(path: Path) -> str:
+    kinds = [name for name, found in (("compact", is_compact(path)), ("sparse", is_sparse(path))) if found]
+    return ", ".join(kinds) or "dense"
+
+
 def _bytes(path: Path) -> dict[str, int]:
     files = [file for file in path.rglob("*") if file.is_file()]
     weights = [file for file in files if file.suffix == ".safetensors" and file.name != MASKS]
@@ -172,11 +183,11 @@ def _missing(model: Model, path: Path) -> Iterable[str]:
     if model.kind == "pruned":
         if not model.layers:
             yield "no records of layers"
-        if not (path / MASKS).is_file() and not is_sparse(path):
+        if not model.units and not (path / MASKS).is_file() and not is_sparse(path):
             yield f"no masks ({MASKS})"
         if model.judged is None:
             yield "no evaluation (pyprune prune --evaluate FILE)"
-    if model.kind in ("pruned", "average") and not model.disk:
+    if model.kind in ("pruned", "trimmed", "average") and not model.disk:
         yield "no model (config.json)"
     if model.kind != "records" and model.attack is None:
         yield f"no {ATTACK}"

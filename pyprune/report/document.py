@@ -28,6 +28,31 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Left:
+    """Heads and neurons that are left of one layer.
+
+    Attributes
+    ----------
+    heads : tuple of float
+        For each head of the dense layer the share of its channels that is left; 0: it is gone.
+    neurons, of_neurons : int
+        How many, of how many.
+    named : bool
+        Whether these are the heads that are left, or only as many.
+    """
+
+    heads: tuple[float, ...]
+    neurons: int
+    of_neurons: int
+    named: bool = True
+
+    @property
+    def kept_heads(self) -> int:
+        """Heads of which something is left."""
+        return sum(share > 0 for share in self.heads)
+
+
+@dataclass(frozen=True)
 class Judged:
     """An evaluation without an attack; ``accuracy`` is None for a language model."""
 
@@ -69,8 +94,8 @@ class Model:
     name : str
         Short, and unlike that of any other.
     path : str
-    kind : {"pruned", "average", "dense", "records"}
-        "records": no model, only what was measured of one.
+    kind : {"pruned", "trimmed", "average", "dense", "records"}
+        "trimmed": nothing but tokens are gone; "records": no model, only what was measured of one.
     origin : str, optional
         Where the model that was pruned lay.
     settings, versions, data : dict of str to str
@@ -79,6 +104,14 @@ class Model:
         Bytes of ``folder`` and ``weights``.
     densities : dict of str to ndarray
         By name of the matrix: the share kept in each cell of a small grid (:mod:`pyprune.report.maps`).
+    units : tuple of Left
+        By layer, where heads and neurons are cut.
+    left : dict of str to float
+        The share of operations or parameters that is left, by how they are counted.
+    vocabulary : dict of str to int
+        ``tokens``, ``parameters`` and ``bytes``, each ``before`` and ``after``, where tokens are cut.
+    stages : dict of str to float
+        Seconds by stage of the pruning.
     missing : tuple of str
         What could be there and is not.
     problems : tuple of str
@@ -105,6 +138,10 @@ class Model:
     versions: dict[str, str] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    units: tuple[Left, ...] = ()
+    left: dict[str, float] = field(default_factory=dict)
+    vocabulary: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 

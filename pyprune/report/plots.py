@@ -17,6 +17,7 @@ from pyprune.report.svg import INK, RULE, Figure, finish, styled
 # Told apart without colour vision, on white and on black.
 _COLOURS = ("#3f8fd2", "#e07b39", "#2fa37c", "#b667c9", "#d1495b", "#a08a1a", "#7d8590", "#c2738f")
 _MARKERS = "osD^vPX*"
+_LAYERS = 48  # more would be too small to see
 
 
 def draw(document: Document) -> dict[str, list[Figure]]:
@@ -35,6 +36,7 @@ def draw(document: Document) -> dict[str, list[Figure]]:
     with styled():
         for key, figures in (
             ("robustness", _against_sparsity(document.models)),
+            ("units", (figure for model in document.models for figure in _unit_map(model))),
             ("layers", _layer_errors(document.models)),
             ("masks", (figure for model in document.models for figure in _mask_map(model))),
         ):
@@ -161,6 +163,45 @@ def _block_ticks(axis: Any, names: Sequence[str]) -> None:
     axis.set_xticks([index for _, index in ticks], [block for block, _ in ticks])
     axis.set_xlabel("first matrix of block")
     axis.set_xlim(-0.7, len(names) - 0.3)
+
+
+def _unit_map(model: Model) -> Iterator[Figure]:
+    """Heads as cells and neurons as bars, a row for each layer."""
+    layers = model.units[:_LAYERS]
+    if not layers:
+        return
+    from matplotlib.patches import Rectangle
+
+    widest = max(1, *(len(layer.heads) for layer in layers))
+    figure, (heads, neurons) = _subplots(2, wide=4.5, high=0.5 + 0.24 * len(layers))
+    for row, layer in enumerate(layers):
+        for column, share in enumerate(layer.heads):
+            heads.add_patch(Rectangle((column - 0.4, row - 0.4), 0.8, 0.8, facecolor="none", edgecolor=RULE))
+            if share > 0:
+                # Filled from below; the axis points down.
+                high = 0.8 * share
+                heads.add_patch(Rectangle((column - 0.4, row + 0.4 - high), 0.8, high, facecolor=_COLOURS[0]))
+    rows = range(len(layers))
+    neurons.barh(rows, [layer.of_neurons for layer in layers], height=0.8, color="none", edgecolor=RULE, linewidth=0.8)
+    neurons.barh(rows, [layer.neurons for layer in layers], height=0.8, color=_COLOURS[1])
+    step = max(1, math.ceil(widest / 16))
+    heads.set_xticks(range(0, widest, step))
+    heads.set_xlim(-0.7, widest - 0.3)
+    heads.set_xlabel("head" if all(layer.named for layer in layers) else "heads (how many, not which)")
+    neurons.set_xlabel("neurons")
+    neurons.locator_params(axis="x", nbins=5)
+    for axis in (heads, neurons):
+        axis.set_ylim(len(layers) - 0.4, -0.6)
+        axis.set_yticks(list(rows)[:: max(1, math.ceil(len(layers) / 24))])
+        axis.tick_params(length=0)
+        for side in axis.spines.values():
+            side.set_visible(False)
+    heads.set_ylabel("layer")
+    said = "; ".join(
+        f"layer {row}: {layer.kept_heads} of {len(layer.heads)} heads, {layer.neurons} of {layer.of_neurons} neurons"
+        for row, layer in enumerate(layers)
+    )
+    yield finish(figure, f"units-{model.name}", f"{model.name}: heads and neurons that are left", said)
 
 
 def _mask_map(model: Model) -> Iterator[Figure]:

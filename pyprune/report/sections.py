@@ -12,7 +12,13 @@ from pyprune.commands.summary import DENOMINATORS
 from pyprune.report.document import Bench, Document, Judged, Model, Share
 
 NONE = "–"
-_KINDS = {"pruned": "pruned", "average": "average", "dense": "dense", "records": "records only"}
+_KINDS = {
+    "pruned": "pruned",
+    "trimmed": "fewer tokens",
+    "average": "average",
+    "dense": "dense",
+    "records": "records only",
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ def make_sections(document: Document) -> list[Section]:
         Section("overview", "Models side by side", document.notes, (_overview(models),), warns=True),
         Section("robustness", "Accuracy and robustness", tuple(_robustness_words(models)), tuple(_robustness(models))),
         Section("sparsity", "Sparsity by denominator", (), tuple(_sparsity(models))),
+        Section("units", "Heads and neurons that are left", _UNIT_WORDS, tuple(_units(models))),
+        Section("vocabulary", "Tokens that are left", (), tuple(_vocabulary(models))),
         Section("disk", "Size on disk", (), tuple(_disk(models))),
         Section("layers", "Error of each layer", _LAYER_WORDS, tuple(_layers(models)), folded=True),
         Section("masks", "Where weights are kept", _MASK_WORDS),
@@ -68,6 +76,12 @@ _LAYER_WORDS = (
 _MASK_WORDS = (
     "Each square is one matrix, shrunk to a small grid: outputs from top to bottom, inputs from left to right, one "
     "square per block of the model. The colour is the share of weights that are kept.",
+)
+
+
+_UNIT_WORDS = (
+    "A cell is a head, as full as the share of its channels that is left; a bar is the neurons of a layer. Operations "
+    "are counted at the mean length of the calibration text, and at its longest.",
 )
 
 
@@ -213,6 +227,58 @@ def _sparsity(models: Sequence[Model]) -> Iterable[Table]:
             ("zeros", *(model.name for model in found)),
             tuple((DENOMINATORS.get(key, key), *(percent(m.sparsity.get(key)) for m in found)) for key in keys),
         )
+
+
+def _units(models: Sequence[Model]) -> Iterable[Table]:
+    found = [model for model in models if model.units]
+    names = tuple(model.name for model in found)
+    if not found:
+        return
+    keys = [key for key in dict.fromkeys(key for model in found for key in model.left) if key != "asked"]
+    shares = [(LEFT.get(key, key), *(percent(m.left.get(key)) for m in found)) for key in keys]
+    asked = ("asked for", *(percent(model.left.get("asked")) for model in found))
+    if shares:
+        yield Table("What is left of the encoder's heads and neurons", ("left", *names), (*shares, asked))
+    layers = max(len(model.units) for model in found)
+    rows = [(str(layer), *(_left(model, layer) for model in found)) for layer in range(layers)]
+    yield Table("Heads and neurons of each layer", ("layer", *names), tuple(rows))
+    stages = list(dict.fromkeys(stage for model in found for stage in model.stages))
+    if stages:
+        times = [(stage, *(_seconds(model.stages.get(stage)) for model in found)) for stage in stages]
+        yield Table("Time of each stage", ("stage", *names), tuple(times))
+
+
+LEFT = {
+    "flops": "floating-point operations",
+    "flops_at_longest": "floating-point operations, longest text",
+    "macs": "multiply-adds",
+    "macs_at_longest": "multiply-adds, longest text",
+    "parameters": "parameters",
+}
+
+
+def _left(model: Model, layer: int) -> str:
+    if layer >= len(model.units):
+        return NONE
+    found = model.units[layer]
+    return f"{found.kept_heads} of {len(found.heads)}, {found.neurons:,} of {found.of_neurons:,}"
+
+
+def _seconds(value: float | None) -> str:
+    return NONE if value is None else common.duration(value)
+
+
+def _vocabulary(models: Sequence[Model]) -> Iterable[Table]:
+    rows = []
+    for model in models:
+        found = model.vocabulary
+        if found:
+            pairs = [(found[f"{name} before"], found[f"{name} after"]) for name in ("tokens", "parameters", "bytes")]
+            (tokens, parameters), (old, new) = ([f"{a:,} → {b:,}" for a, b in pairs[:2]], pairs[2])
+            rows.append((model.name, tokens, parameters, f"{size(old)} → {size(new)}"))
+    if rows:
+        caption = "Tokens that never occurred are cut out of embeddings and tokenizer"
+        yield Table(caption, ("model", "tokens", "parameters", "in memory"), tuple(rows))
 
 
 def _disk(models: Sequence[Model]) -> Iterable[Table]:
