@@ -23,10 +23,12 @@ from pyprune.files import REPORT, whole_folder
 from pyprune.methods import accounting
 from pyprune.methods.driver import Progress, Silent
 from pyprune.models import adapter_for
-from pyprune.result import MASKS, load_report, write_report
+from pyprune.result import load_report, write_report
+from pyprune.sparse.mask_file import MASKS
 from pyprune.sparse.storage import stored_tensors
 from pyprune.structured.rows import keep_rows, named_ids, table_of
 from pyprune.structured.tokens import Tokens
+from pyprune.structured.unit_file import UNITS
 
 _CHUNK = 1024  # texts
 
@@ -62,7 +64,7 @@ class TrimmedVocabulary:
         path : str or Path
             It appears whole, and replaces an earlier pyprune folder only then.
         source : str or Path, optional
-            Folder of the model that was trimmed: its report and its masks go along.
+            Folder of the model that was trimmed: its report, masks and units go along.
 
         Raises
         ------
@@ -79,8 +81,9 @@ class TrimmedVocabulary:
         with whole_folder(target, _bytes(self.model)) as part:
             self.model.save_pretrained(part)
             self.tokenizer.save_pretrained(part)
-            if folder is not None and (folder / MASKS).is_file():
-                shutil.copyfile(folder / MASKS, part / MASKS)
+            for name in (MASKS, UNITS) if folder is not None else ():
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, part / name)
             write_report(part, report)
         return target
 
