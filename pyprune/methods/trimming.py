@@ -81,9 +81,9 @@ class TrimmedVocabulary:
         with whole_folder(target, _bytes(self.model)) as part:
             self.model.save_pretrained(part)
             self.tokenizer.save_pretrained(part)
-            for name in (MASKS, UNITS) if folder is not None else ():
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, part / name)
+            for file in [] if folder is None else [folder / name for name in (MASKS, UNITS)]:
+                if file.is_file():
+                    shutil.copyfile(file, part / file.name)
             write_report(part, report)
         return target
 
