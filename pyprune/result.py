@@ -18,7 +18,7 @@ from pyprune.files import REPORT, whole_folder
 from pyprune.models.skeleton import model_class, read_config
 from pyprune.sparse.exporting import bytes_of, compressed, copy_rest, write_dense
 from pyprune.sparse.linear import compress_as
-from pyprune.sparse.loading import load_compact, load_sparse, open_sparse
+from pyprune.sparse.loading import check_plain, load_compact, load_sparse, open_sparse
 from pyprune.sparse.mask_file import MASKS, mask_bytes, read_masks, write_masks
 from pyprune.sparse.saving import write_settings
 from pyprune.sparse.storage import is_sparse, stored_tensors, write_files
@@ -270,7 +270,12 @@ def load(path: str | os.PathLike[str], *, dense: bool = False, **options: Any) -
         _check_options(options, "compact models are loaded with dtype= and attn_implementation= only")
         return load_compact(folder, attention=attention, **options)
     _existing(folder)
-    return model_class(read_config(folder)).from_pretrained(folder, **options)
+    check_plain(folder)
+    try:
+        return model_class(read_config(folder)).from_pretrained(folder, **options)
+    except Exception as error:  # each class reads its files and options in a way of its own
+        seen = f"{type(error).__name__}: {error}"[:300]
+        raise InputError(f"{folder}: transformers does not load it", seen=seen) from error
 
 
 def _check_options(options: Mapping[str, Any], message: str, hint: str | None = None) -> None:

@@ -28,6 +28,7 @@ from pyprune.sparse.mask_file import MASKS
 from pyprune.sparse.storage import stored_tensors
 from pyprune.structured.rows import keep_rows, named_ids, table_of
 from pyprune.structured.tokens import Tokens
+from pyprune.structured.unit_file import UNITS
 
 _CHUNK = 1024  # texts
 
@@ -63,7 +64,7 @@ class TrimmedVocabulary:
         path : str or Path
             It appears whole, and replaces an earlier pyprune folder only then.
         source : str or Path, optional
-            Folder of the model that was trimmed: its report and its masks go along.
+            Folder of the model that was trimmed: its report, masks and units go along.
 
         Raises
         ------
@@ -80,8 +81,9 @@ class TrimmedVocabulary:
         with whole_folder(target, _bytes(self.model)) as part:
             self.model.save_pretrained(part)
             self.tokenizer.save_pretrained(part)
-            if folder is not None and (folder / MASKS).is_file():
-                shutil.copyfile(folder / MASKS, part / MASKS)
+            for file in [] if folder is None else [folder / name for name in (MASKS, UNITS)]:
+                if file.is_file():
+                    shutil.copyfile(file, part / file.name)
             write_report(part, report)
         return target
 

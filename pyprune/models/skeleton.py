@@ -49,8 +49,9 @@ def model_class(config: Any) -> Any:
     """
     import transformers
 
-    names = getattr(config, "architectures", None) or [None]
-    found = getattr(transformers, names[0], None) if isinstance(names[0], str) else None
+    names = getattr(config, "architectures", None)
+    first = names[0] if isinstance(names, list) and names else None
+    found = getattr(transformers, first, None) if isinstance(first, str) else None
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         raise InputError(
             f"{config._name_or_path} does not say which model class it holds",

@@ -10,9 +10,9 @@ from pyprune.errors import InputError
 from pyprune.report.document import Left
 from pyprune.report.parts import Part, read_json
 from pyprune.structured.shapes import KEY
+from pyprune.structured.unit_file import UNITS
 from pyprune.units import Units
 
-UNITS = "pyprune_units.json"
 _MOST_LAYERS, _MOST_HEADS = 512, 4096  # of a picture
 _SIZES = (("num_attention_heads", "n_heads"), ("hidden_size", "dim"), ("intermediate_size", "hidden_dim"))
 
@@ -20,8 +20,6 @@ _SIZES = (("num_attention_heads", "n_heads"), ("hidden_size", "dim"), ("intermed
 def read_units(path: Path, report: Part | None, problems: list[str]) -> tuple[Left, ...]:
     """Heads and neurons by layer: those that are named, else as many as the records or the config count; or none."""
     told = read_json(path / UNITS, problems)
-    if told is None and report is not None and "units" in report.values:
-        told = report.part("units")
     if told:
         try:
             return _of_units(Units.from_json(told.values))
@@ -80,7 +78,7 @@ def _of_config(config: Part | None) -> tuple[Left, ...]:
 
 def read_shares(report: Part) -> dict[str, float]:
     """What is left, by how it is counted; the budget that was asked for is beside it."""
-    left = report.part("left") or report.part("shares")
+    left = report.part("left")
     found = {key: left.number(key, 0, 1) for key in left.values}
     budget = report.part("budget")
     found["asked"] = budget.number("share", 0, 1)

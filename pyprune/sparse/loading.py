@@ -71,13 +71,24 @@ def load_compact(folder: Path, *, dtype: torch.dtype | None = None, attention: s
     InputError
         Files that are damaged, or that do not fit the config: before a tensor is read.
     """
+    source, model, likes = _open_plain(folder, attention)
+    _fill(model, likes, lambda name: source.read(name, likes[name]))
+    return model.eval() if dtype is None else model.to(dtype).eval()
+
+
+def check_plain(folder: Path) -> None:
+    """Raise :class:`InputError` unless the files of a folder hold all tensors of the model of its config."""
+    _open_plain(folder, None)
+
+
+def _open_plain(folder: Path, attention: str | None) -> tuple[Checkpoint, nn.Module, dict[str, Tensor]]:
+    """Files, the model they belong to without its weights, and its tensors by name; shapes of both agree."""
     source = Checkpoint(folder)
     model = empty_model(source.shards, attention=attention)
     likes = stored_tensors(model)
     for name, like in likes.items():
         source.spec(name, like)
-    _fill(model, likes, lambda name: source.read(name, likes[name]))
-    return model.eval() if dtype is None else model.to(dtype).eval()
+    return source, model, likes
 
 
 def open_sparse(folder: Path) -> tuple[SparseFiles, nn.Module]:

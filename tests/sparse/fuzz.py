@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import resource
 import sys
@@ -16,16 +17,22 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[number]) for number in (0, 1, 2)]
+    here = Path(__file__).parent
+    sys.path[:0] = [str(path) for path in (here, here.parent / "structured", here.parent, here.parents[1])]
 
 import torch
+from cuts import CUTS
 from small import Pieces, logits, pruned
+from tiny_models import build_model
+from vocabularies import build, few, model_for
 
+import pyprune
 from pyprune.errors import InputError
-from pyprune.sparse.loading import load_sparse
 from pyprune.sparse.storage import SparseFiles, write_files
+from pyprune.structured import compact
 
 NASTY = [-1, 0, 1, 7, 8, 255, 256, 2**31 - 1, 2**31, 2**32, 2**48, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63)]
+_UNREAD = ("pyprune.json", "pyprune_", "token", "special")  # by what loads a model
 STRANGE = [None, True, "", "dense", "bitmask", "nm", "block", "F64", [], {}, [1], 1.5, 1e308, [[[[[]]]]], "\ud800"]
 
 
@@ -37,16 +44,39 @@ def originals(folder: Path) -> list[Path]:
     matrices, plain = {n: files.matrix(n) for n in files.layouts}, {n: files.tensor(n) for n in files.plain}
     (folders[-1] / "pyprune.safetensors").unlink()
     write_files(folders[-1], matrices, plain, limit=4000)
-    return folders
+    return [*folders, *_smaller(folder)]
+
+
+def _smaller(folder: Path) -> list[Path]:
+    """Models without some heads and neurons: plain, in shards, with compressed matrices; and two with fewer tokens."""
+    one: Any = compact(build_model("bert", layers=2), CUTS["uneven heads"])
+    one.save_pretrained(folder / "compact")
+    two: Any = compact(build_model("distilbert"), CUTS["empty halves"])
+    two.save_pretrained(folder / "shards", max_shard_size="12KB")
+    name = "bert.encoder.layer.0.intermediate.dense"
+    mask = one.get_submodule(name).weight.abs() > 0.3
+    one.get_submodule(name).weight.data.mul_(mask)
+    pyprune.PruneResult(one, {name: mask}, {"method": "kprune"}).save(folder / "both", storage="sparse")
+    tokenizer = build("wordpiece")
+    dense: Any = model_for(tokenizer, "bert")
+    small = pyprune.trim_vocabulary(compact(dense, CUTS["whole heads"]), tokenizer, few())
+    plain = pyprune.trim_vocabulary(dense, tokenizer, few())
+    saved = [found.save(folder / name) for name, found in (("trimmed", small), ("tokens", plain))]
+    return [folder / "compact", folder / "shards", folder / "both", *saved]
 
 
 def damaged_text(data: bytes, draw: random.Random) -> bytes:
     """A JSON file that is not quite what it was."""
-    kind = draw.choice(("flip", "digits", "cut", "deep"))
+    kind = draw.choice(("flip", "digits", "cut", "deep", "entry", "entry", "entry"))
     if kind == "cut":
         return data[: draw.randrange(len(data))]
     if kind == "deep":
         return b"[" * 100_000
+    if kind == "entry":
+        value = json.loads(data)
+        for _ in range(draw.choice((1, 1, 2))):
+            _change_entry(value, draw)
+        return json.dumps(value).encode()
     if kind == "digits":
         return _other_digits((8 + len(data)).to_bytes(8, "little") + data, draw)[8:]
     changed = bytearray(data)
@@ -75,7 +105,7 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
         return _other_digits(data, draw)
     pieces = Pieces(data)
     if kind == "entry":
-        _change_entry(draw.choice((pieces.head, pieces.header)), draw)
+        _change_entry(draw.choice([part for part in (pieces.head, pieces.header) if part]), draw)
     else:
         _change_tensor(pieces, draw)
     try:
@@ -132,11 +162,13 @@ def attempt(folder: Path, whole: dict[str, bytes], seed: int) -> str:
     """Damage one file of a folder, load, mend it again; what came of it. Other errors than ``InputError`` pass."""
     draw = random.Random(seed)
     texts, files = ([name for name in sorted(whole) if name.endswith(".json") == text] for text in (True, False))
-    name = draw.choice(texts if draw.random() < 0.06 else files)
+    # The sizes of smaller layers are in the config.
+    share = 0.5 if b'"pyprune"' in whole["config.json"] else 0.06
+    name = draw.choice(texts if draw.random() < share else files)
     data = (damaged_text if name in texts else damaged)(whole[name], draw)
     (folder / name).write_bytes(data)
     try:
-        model = load_sparse(folder)
+        model = pyprune.load(folder)
         if name != "config.json":  # a config may ask for what its class cannot do
             logits(model)
         return "loaded"
@@ -152,7 +184,7 @@ def fuzz(count: int, first: int = 0) -> Counter[str]:
     with tempfile.TemporaryDirectory() as made:
         folders = originals(Path(made))
         files = [
-            {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "pyprune.json"}
+            {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(_UNREAD)}
             for folder in folders
         ]
         for seed in range(first, first + count):

@@ -46,20 +46,23 @@ class Pieces:
     def __init__(self, data: bytes) -> None:
         length = int.from_bytes(data[:8], "little")
         self.header: dict[str, Any] = json.loads(data[8 : 8 + length])
-        self.head: Any = json.loads(self.header.pop("__metadata__")["pyprune"])
+        # The files of transformers have no description of matrices.
+        self.metadata: dict[str, str] = self.header.pop("__metadata__", {})
+        self.head: Any = json.loads(self.metadata.pop("pyprune", "{}"))
         body = data[8 + length :]
         self.tensors = {name: bytearray(body[slice(*entry["data_offsets"])]) for name, entry in self.header.items()}
 
     def sum_up(self) -> None:
         """Make the checksums right again."""
-        for name, data in self.tensors.items():
+        for name, data in self.tensors.items() if self.head else ():
             entry = self.header[name]
             line = " ".join([entry["dtype"], *map(str, entry["shape"])]) + "\n"
             self.head["crc32"][name] = zlib.crc32(line.encode() + data)
 
     def join(self) -> bytes:
         """The file, with offsets that follow from the tensors' bytes."""
-        header: dict[str, Any] = {"__metadata__": {"pyprune": json.dumps(self.head)}}
+        own = {"pyprune": json.dumps(self.head)} if self.head else {}
+        header: dict[str, Any] = {"__metadata__": self.metadata | own}
         end = 0
         for name, data in self.tensors.items():
             header[name] = self.header[name] | {"data_offsets": [end, end + len(data)]}

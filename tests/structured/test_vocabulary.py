@@ -20,6 +20,7 @@ import pyprune
 from pyprune.errors import InputError
 from pyprune.structured import compact
 from pyprune.structured.tokens import Tokens
+from pyprune.structured.unit_file import write_units
 
 
 def _outputs(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
@@ -173,10 +174,12 @@ def test_report_and_masks_of_a_pruned_model_go_along(tmp_path: Path) -> None:
     result = pyprune.PruneResult(model, {name: mask}, {"method": "magnitude"}, tokenizer)
     for storage in ("dense", "sparse"):
         source = result.save(tmp_path / storage, storage=storage)
+        write_units(source, CUTS["everything"])
         trimmed = pyprune.trim_vocabulary(pyprune.load(source), tokenizer, few())
         folder = trimmed.save(tmp_path / f"{storage}-trimmed", source=source)
         report = pyprune.result.load_report(folder)
         assert report["method"] == "magnitude"
+        assert pyprune.result.load_units(folder) == CUTS["everything"]
         assert report["vocabulary"] == trimmed.report["vocabulary"]
         assert torch.equal(pyprune.result.load_masks(folder)[name], mask)
         loaded = pyprune.load(folder)
