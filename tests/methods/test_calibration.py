@@ -225,11 +225,14 @@ def test_labels_go_along_with_their_rows(collect: Callable[..., Calibration]) ->
 def datasets_of(texts: list[str], labels: list[int]) -> Any:
     """What looks like a ``datasets.Dataset`` with named classes."""
 
-    class Columns(dict[str, list[Any]]):
+    class Columns:
         column_names = ("text", "label")
         features: ClassVar = {"label": SimpleNamespace(names=["LABEL_0", "LABEL_1"])}
 
-    return Columns(text=texts, label=labels)
+        def __getitem__(self, name: str) -> list[Any]:
+            return texts if name == "text" else labels
+
+    return Columns()
 
 
 def test_labels_that_are_not_there(collect: Callable[..., Calibration]) -> None:
