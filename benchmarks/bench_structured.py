@@ -86,7 +86,7 @@ def main() -> None:
             case,
             **task.judge(small(result.model, units)),
             tokens=found["data"]["tokens"],
-            left=found["shares"],
+            left=found["left"],
             heads=[len(layer.heads) for layer in units.layers],
             neurons=[len(layer.neurons) for layer in units.layers],
             errors=[layer.get("error") for layer in found["layers"]],
