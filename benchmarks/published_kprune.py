@@ -2,10 +2,10 @@
 """The algorithm of K-prune's released code, step by step and in our own words, timed by stage: what ours is beside.
 
 What costs it time is done as there (Park et al., ICLR 2024, and their code): batches of 32 sentences in the order
-drawn, padded to their longest; for every sub-layer a forward pass from the embeddings up and a backward pass, through gates on
-that sub-layer and all above, and on through what was cut before, whose new weights ask for gradients; copies of every
-gated input; a threshold raised step by step, all units compared at each; normal equations in float32 and torch's lstsq
-with its default driver; weights cut out at once. Classifiers of BERT's kind only.
+drawn, padded to their longest; for every sub-layer a forward pass from the embeddings up and a backward pass, through
+gates on that sub-layer and all above, and on through what was cut before, whose new weights ask for gradients; copies
+of every gated input; a threshold raised step by step, all units compared at each; normal equations in float32 and
+torch's lstsq with its default driver; weights cut out at once. Classifiers of BERT's kind only.
 """
 
 from __future__ import annotations
