@@ -39,6 +39,11 @@ def pruned(cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if case["method"] != "dense"]
 
 
+def worth(case: Case) -> float:
+    """F1 of answers, accuracy of classes."""
+    return float(case["f1"] if "f1" in case else case["accuracy"])
+
+
 def spread(values: Sequence[float], scale: float = 100.0) -> str:
     """Mean ± standard deviation, or what there is of one run."""
     mean = scale * statistics.fmean(values)
@@ -51,11 +56,11 @@ def accuracies(cases: Sequence[Case]) -> str:
     methods = list(dict.fromkeys(case["method"] for case in runs))
     rows = []
     for removed in sorted({case["removed"] for case in runs}):
-        found = {m: [c["accuracy"] for c in runs if (c["removed"], c["method"]) == (removed, m)] for m in methods}
+        found = {m: [worth(c) for c in runs if (c["removed"], c["method"]) == (removed, m)] for m in methods}
         count = max(map(len, found.values()))
         cells = (spread(values) if values else "–" for values in found.values())
         rows.append([f"{100 * removed:g} %", str(count), *cells])
-    dense = [f"{100 * case['accuracy']:.1f}" for case in cases if case["method"] == "dense"]
+    dense = [f"{100 * worth(case):.1f}" for case in cases if case["method"] == "dense"]
     return table(["FLOPs removed", "runs", *methods], [["none (dense)", "", *dense * len(methods)], *rows])
 
 
@@ -121,16 +126,14 @@ def _panel(axis: Any, name: str, cases: Sequence[Case]) -> None:
     runs = pruned(cases)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    axis.set(title=name, xlabel="FLOPs removed, %", ylabel="accuracy, %")
+    axis.set(title=name, xlabel="FLOPs removed, %", ylabel="F1, %" if "f1" in cases[0] else "accuracy, %")
     for case in cases:
         if case["method"] == "dense":
-            axis.axhline(100 * case["accuracy"], color="#999999", linewidth=0.8, linestyle=(0, (3, 2)))
-            axis.annotate("dense", (38, 100 * case["accuracy"]), (0, 3), textcoords="offset points", fontsize=6.5)
+            axis.axhline(100 * worth(case), color="#999999", linewidth=0.8, linestyle=(0, (3, 2)))
+            axis.annotate("dense", (38, 100 * worth(case)), (0, 3), textcoords="offset points", fontsize=6.5)
     for method, colour in zip(dict.fromkeys(case["method"] for case in runs), COLOURS, strict=False):
         removed = sorted({case["removed"] for case in runs if case["method"] == method})
-        found = [
-            [100 * c["accuracy"] for c in runs if (c["removed"], c["method"]) == (part, method)] for part in removed
-        ]
+        found = [[100 * worth(c) for c in runs if (c["removed"], c["method"]) == (part, method)] for part in removed]
         x = [100 * part for part in removed]
         axis.fill_between(x, list(map(min, found)), list(map(max, found)), color=colour, alpha=0.15, linewidth=0)
         axis.plot(x, list(map(statistics.fmean, found)), color=colour, marker="o", markersize=3, label=method)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import squad
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +74,29 @@ class Classification:
             rows = [self._encoded[row] for row in order[begin : begin + BATCH]]
             found.append(model(**self.tokenizer.pad(rows, return_tensors="pt")).logits.double())
         return torch.cat(found)[torch.argsort(torch.tensor(order))]
+
+
+class Answers:
+    """Questions about passages, in SQuAD's layout; parameters as for :class:`Classification`."""
+
+    def __init__(self, model: str, train: str, evaluate: str, rows: int | None = None, held_out: bool = False) -> None:
+        from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+        self.model = AutoModelForQuestionAnswering.from_pretrained(model, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        questions, judged = squad.read(train), squad.read(train if held_out else evaluate)
+        if held_out or rows is not None:
+            count = min(rows or 1000, len(judged))
+            judged = [judged[row] for row in sorted(random.Random(1).sample(range(len(judged)), count))]
+        if held_out:
+            chosen = set(judged)
+            questions = [question for question in questions if question not in chosen]
+        self.calibration: Any = [(question.question, question.context) for question in questions]
+        self._judged, self._rows = judged, squad.encode(self.tokenizer, judged)
+
+    def judge(self, model: nn.Module) -> dict[str, Any]:
+        """F1 and exact match."""
+        return {**squad.score(model, self.tokenizer, self._judged, self._rows), "total": len(self._judged)}
 
 
 def small(model: nn.Module, units: Units) -> nn.Module:
