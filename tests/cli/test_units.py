@@ -136,6 +136,13 @@ USAGE = [
     (("--method", "kprune", "--target-flops", "most"), "'most' is not a number"),
     (("--method", "kprune", "--target-flops", "-0.1"), "from 0 to 1"),
     (("--method", "kprune", "--target-flops", "nan"), "from 0 to 1"),
+    (("--method", "kprune", "--target-latency", "0.5"), "2.0x is twice as fast"),
+    (("--method", "kprune", "--target-latency", "fast"), "such as 2.0x"),
+    (("--method", "kprune", "--target-latency", "2x", "--target-flops", "0.5"), "not allowed with argument"),
+    (
+        ("--method", "kprune", "--target-flops", "0.5", "--latency-table", "x"),
+        "--latency-table goes with --target-latency",
+    ),
     (("--target-flops", "0.5"), "akr removes single weights"),
     (("--method", "magnitude", "--target-macs", "0.5"), "unit-magnitude"),
     (("--storage", "compact"), "akr leaves all units in place"),
