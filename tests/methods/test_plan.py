@@ -26,7 +26,7 @@ import pyprune
 sizes = dict(hidden=192, inner=768, layers=2, max_position_embeddings=130)
 warm = pyprune.prune(build_model(layers=1), build_batches(1))
 model = build_model(**sizes)
-batches = build_batches(40, rows=16, tokens=128)
+batches = build_batches(20, rows=16, tokens=128)
 spill = sys.argv[2] or None
 report = pyprune.prune(model, batches, method="akr", spill=spill).report
 print(json.dumps(report["memory"]))
