@@ -5,8 +5,8 @@
 tokenizer states, and NLTK's tagger is read from its files for every candidate. "helped" is the same with texts padded
 to --max-length tokens and the tagger read once. TextAttack takes one row after another; both sides start anew in every
 round, with nothing known of earlier ones. Outcome, perturbed text and queries of each row have to be the same on both
-sides, or the benchmark stops. Loading is not in the times. Seconds of the processor, of all threads together, stand beside
-those of the clock: on a machine that is not idle they are the steadier ones.
+sides, or the benchmark stops. Loading is not in the times. Seconds of the processor, of all threads together, stand
+beside those of the clock: on a machine that is not idle they are the steadier ones.
 
     python benchmarks/bench_attack.py --model MODEL --data dev.tsv --resources DIR --threads 2
 
