@@ -5,7 +5,8 @@
 tokenizer states, and NLTK's tagger is read from its files for every candidate. "helped" is the same with texts padded
 to --max-length tokens and the tagger read once. TextAttack takes one row after another; both sides start anew in every
 round, with nothing known of earlier ones. Outcome, perturbed text and queries of each row have to be the same on both
-sides, or the benchmark stops. Loading is not in the times.
+sides, or the benchmark stops. Loading is not in the times. Seconds of the processor, of all threads together, stand
+beside those of the clock: on a machine that is not idle they are the steadier ones.
 
     python benchmarks/bench_attack.py --model MODEL --data dev.tsv --resources DIR --threads 2
 
@@ -107,11 +108,14 @@ def compare(
         "textattack": functools.partial(theirs, options, model),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    processor: dict[str, list[float]] = {name: [] for name in sides}
     found: dict[str, Found] = {}
     for turn in range(rounds):
         for name in sorted(sides, reverse=bool(turn % 2)):
-            found[name], taken = sides[name](texts, gold, helped)
+            found[name], taken, busy = sides[name](texts, gold, helped)
             seconds[name].append(taken)
+            processor[name].append(busy)
+            print(f"    {name}: {taken:.1f} s, of the processor {busy:.1f} s", flush=True)
         different = [row for row, (a, b) in enumerate(zip(*found.values(), strict=True)) if a != b]
         if different:
             row = different[0]
@@ -120,14 +124,21 @@ def compare(
             )
     queries = sum(entry[2] for entry in found["pyprune"])
     rates = {name: queries / statistics.median(taken) for name, taken in seconds.items()}
-    pairs = zip(seconds["textattack"], seconds["pyprune"], strict=True)
     return {
         "queries": queries,
         "outcomes": {name: [entry[0] for entry in found["pyprune"]].count(name) for name in OUTCOMES.values()},
         "seconds": seconds,
         "queries_per_second": rates,
-        "ratio": statistics.median(theirs / ours for theirs, ours in pairs),
+        "ratio": ratio(seconds),
+        "processor_seconds": processor,
+        "processor_ratio": ratio(processor),
     }
+
+
+def ratio(seconds: dict[str, list[float]]) -> float:
+    """TextAttack's time as a multiple of ours, the median over rounds."""
+    pairs = zip(seconds["textattack"], seconds["pyprune"], strict=True)
+    return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
 def ours(options: argparse.Namespace, model: Any, texts: Sequence[str], gold: Sequence[int], _: bool) -> Any:
@@ -135,13 +146,18 @@ def ours(options: argparse.Namespace, model: Any, texts: Sequence[str], gold: Se
     resources = Resources.of(options.resources)  # a new one: an earlier round's encodings are not known
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     attacker = Attacker(options.recipe, model, tokenizer, resources, max_length=options.max_length)
-    begin, found = time.perf_counter(), {}
+    (clock, processor), found = now(), {}
     for start in range(0, len(texts), TOGETHER):
         group = slice(start, start + TOGETHER)
         count = len(texts[group])
         for place, outcome in attacker.attack(texts[group], gold[group], [0] * count):
             found[start + place] = (outcome.outcome, outcome.perturbed, outcome.queries)
-    return [found[row] for row in range(len(texts))], time.perf_counter() - begin
+    return [found[row] for row in range(len(texts))], now()[0] - clock, now()[1] - processor
+
+
+def now() -> tuple[float, float]:
+    """The clock and what the processor has done for this process, in seconds."""
+    return time.perf_counter(), time.process_time()
 
 
 def theirs(options: argparse.Namespace, model: Any, texts: Sequence[str], gold: Sequence[int], helped: bool) -> Any:
@@ -154,14 +170,14 @@ def theirs(options: argparse.Namespace, model: Any, texts: Sequence[str], gold: 
         tokenizer.model_max_length = options.max_length
     with plain(options, helped) as module:
         built = getattr(module, RECIPES[options.recipe][1]).build(HuggingFaceModelWrapper(model, tokenizer))
-        begin, found = time.perf_counter(), []
+        (clock, processor), found = now(), []
         for text, truth in zip(texts, gold, strict=True):
             random.seed(0)
             np.random.seed(0)
             result = built.attack(text, truth)
             after = result.perturbed_result.attacked_text.text
             found.append((OUTCOMES[type(result).__name__], after, result.num_queries))
-        return found, time.perf_counter() - begin
+        return found, now()[0] - clock, now()[1] - processor
 
 
 @contextlib.contextmanager

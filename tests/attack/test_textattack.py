@@ -163,6 +163,19 @@ def test_models_share_what_is_known_of_sentences(model: Any, files: Resources) -
     assert encoder(files) is first
 
 
+def test_encodings_of_an_earlier_run_change_nothing(
+    model: Any, examples: tasks.Examples, files: Resources, tmp_path: Path
+) -> None:
+    """Without a file, with an empty one, and with all encodings from the file."""
+    found = []
+    for cache in (None, tmp_path, tmp_path):
+        resources = Resources(files.nltk_data, files.synonyms, files.encoder, cache=cache)
+        options: dict[str, Any] = {"tokenizer": build_tokenizer(), "recipe": "textbugger", "resources": resources}
+        found.append(attack.run(model, examples, **options).records)
+    assert found[0] == found[1] == found[2]
+    assert len(list(tmp_path.glob("*.sqlite"))) == 1
+
+
 def test_a_run_resumed_by_the_real_attacker(
     model: Any, examples: tasks.Examples, files: Resources, tmp_path: Path
 ) -> None:
