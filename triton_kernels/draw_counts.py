@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # entries of a program
+BLOCK = 256  # entries of a program
 KEYS = 256  # listed entries of a program
 WARPS = 4
 GROUP = 8  # draws of one counter
@@ -254,7 +254,9 @@ def log_times(
         Shapes, dtypes, layouts or devices do not fit.
     """
     draws, room = keys.shape
-    _check({"keys": (keys, torch.float64, (draws, room)), "entries": (entries, torch.int64, (draws, room))}, keys.device)
+    _check(
+        {"keys": (keys, torch.float64, (draws, room)), "entries": (entries, torch.int64, (draws, room))}, keys.device
+    )
     _check({"lists": (lists, torch.int64, (draws, room)), "listed": (listed, torch.int32, (draws,))}, keys.device)
     _check({"rates": (rates, torch.float64, (-1,))}, keys.device)
     if not keys.numel():
