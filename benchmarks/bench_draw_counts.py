@@ -63,7 +63,8 @@ def measure(report: Report, rows: int, columns: int, sparsity: float, draws: int
 
 
 def _per_draw(timing: Timing, draws: int) -> Timing:
-    return Timing(**{key: value / draws if key != "runs" else value for key, value in vars(timing).items()})
+    each = {key: value / draws for key, value in vars(timing).items() if key != "rounds"}
+    return Timing(**each, rounds=timing.rounds)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ def draw_counts(
 
     One draw takes ``keep`` entries one after the other, each with the probability p of those that are left. It is the
     same to let every entry arrive at a random time E / p, E exponential, and to take the first ``keep``: in logarithms,
-    the top ``keep`` of exponent · log(abs(weight)) + G with Gumbel noise G = −log E (Efraimidis and Spirakis, 2006; Kool
-    et al., 2019). No draw is held: a few bits decide almost all entries, because the time of the last arrival varies
+    the top ``keep`` of exponent · log(abs(weight)) + G with Gumbel noise G = −log E (Efraimidis and Spirakis 2006; Kool
+    et al. 2019). No draw is held: a few bits decide almost all entries, because the time of the last arrival varies
     little, and only the few that arrive about then are compared.
 
     Random numbers are Philox4x32-10 of seed, entry and draw; what is drawn has the same bits on every backend,

@@ -41,7 +41,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
 def uniform_bits(entries: Tensor, draw: int, seed: int) -> Tensor:
     """64 random bits for each entry of a draw, int64.
 
-    The upper 16 come from the counter (entry, draw // 8, 0), which serves eight draws; the others from (entry, draw, 1).
+    The upper 16 come from the counter (entry, draw // 8, 0), for eight draws; the others from (entry, draw, 1).
     """
     low, high, zero = entries & LOW, entries >> 32, torch.zeros_like(entries)
     words = philox((low, high, zero + draw // 8, zero), seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from pyprune.ops import exponential_race
 BINS = 1024
 BATCH = 64  # draws whose lists are held at a time
 MARGIN = 1e-9  # far more than rounding moves the logarithm of a time by
-_Numbers = npt.NDArray[np.float64]
+_Numbers = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
