@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # entries of a program
+BLOCK = 256  # entries of a program
 KEYS = 256  # listed entries of a program
 WARPS = 4
 GROUP = 8  # draws of one counter
@@ -103,7 +103,7 @@ def vote_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def log_sum(exponent, f):  # type: ignore[no-untyped-def]
-    """exponent · log 2 + log(1 + f) as `exponential_race.log_sum`."""
+    """Give exponent · log 2 + log(1 + f) as `exponential_race.log_sum`."""
     s = f / (f + 2.0)
     square = s * s
     series = square * (1.0 / 21.0) + 1.0 / 19.0
@@ -155,7 +155,7 @@ def key_kernel(  # type: ignore[no-untyped-def]
     zero = tl.zeros_like(entry).to(tl.uint32)
     low, high = seed_low.to(tl.uint32), seed_high.to(tl.uint32)
     c2 = zero + (draw + row).to(tl.uint32)
-    w0, w1, w2, w3 = philox(entry.to(tl.uint32), (entry >> 32).to(tl.uint32), c2, zero + 1, low, high)
+    w0, w1, _w2, _w3 = philox(entry.to(tl.uint32), (entry >> 32).to(tl.uint32), c2, zero + 1, low, high)
     half = (packed & 0xFFFF) ^ 0x8000
     bits = (half << 48) | ((w1 & 0xFFFF).to(tl.int64) << 32) | w0.to(tl.int64)
     upper = bits < 0
@@ -254,7 +254,9 @@ def log_times(
         Shapes, dtypes, layouts or devices do not fit.
     """
     draws, room = keys.shape
-    _check({"keys": (keys, torch.float64, (draws, room)), "entries": (entries, torch.int64, (draws, room))}, keys.device)
+    _check(
+        {"keys": (keys, torch.float64, (draws, room)), "entries": (entries, torch.int64, (draws, room))}, keys.device
+    )
     _check({"lists": (lists, torch.int64, (draws, room)), "listed": (listed, torch.int32, (draws,))}, keys.device)
     _check({"rates": (rates, torch.float64, (-1,))}, keys.device)
     if not keys.numel():
@@ -286,7 +288,9 @@ def _halves(seed: int) -> tuple[int, int]:
 
 def _check(tensors: dict[str, tuple[Tensor, torch.dtype, tuple[int, ...]]], device: torch.device) -> None:
     for name, (tensor, dtype, shape) in tensors.items():
-        fits = tensor.dim() == len(shape) and all(asked in (-1, size) for asked, size in zip(shape, tensor.shape))
+        fits = tensor.dim() == len(shape) and all(
+            asked in (-1, size) for asked, size in zip(shape, tensor.shape, strict=True)
+        )
         if tensor.dtype != dtype or not fits or not tensor.is_contiguous() or tensor.device != device:
             raise ValueError(
                 f"{name} must be contiguous {dtype} {shape} on {device}, got {tensor.dtype} {tuple(tensor.shape)} "

@@ -57,7 +57,7 @@ inline __attribute__((always_inline)) Doubles log_of(Doubles x) {
 // log(−log(1 − v)), v = (bits + 1/2) / 2^64: log of an exponential variable. Where v is small it is used itself, where it is
 // not 1 − v is, so that both ends keep full accuracy.
 inline __attribute__((always_inline)) Doubles log_exponential(Words bits) {
-    const Words upper = Words{} - (bits >> 63);  // all ones where v >= 1/2
+    const Words upper = Words{} - (bits >> 63);                    // all ones where v >= 1/2
     const Doubles v = (to_doubles(bits ^ upper) + 0.5) * 0x1p-64;  // 1 − v there
     Doubles exponent, f;
     split(upper != 0 ? v : 1.0 - v, exponent, f);

@@ -85,11 +85,10 @@ inline uint64_t listed(int64_t entry, uint16_t half) {
 template <class Real>
 class Race {
   public:
-    Race(const Real* weight, int64_t n, double exponent, int64_t keep, uint64_t seed, double spread,
-         int threads)
-        : n_(n), keep_(keep), philox_(seed), threads_(threads),
-          rates_(static_cast<size_t>(n + kEntries)), before_(static_cast<size_t>(n + kEntries)),
-          after_(static_cast<size_t>(n + kEntries)), counts_(static_cast<size_t>(n + kEntries)) {
+    Race(const Real* weight, int64_t n, double exponent, int64_t keep, uint64_t seed, double spread, int threads)
+        : n_(n), keep_(keep), philox_(seed), threads_(threads), rates_(static_cast<size_t>(n + kEntries)),
+          before_(static_cast<size_t>(n + kEntries)), after_(static_cast<size_t>(n + kEntries)),
+          counts_(static_cast<size_t>(n + kEntries)) {
         std::fill_n(rates_.data() + n, kEntries, 0.0);
         std::fill_n(counts_.data(), n + kEntries, 0);
         set_rates(weight, exponent);
@@ -190,7 +189,7 @@ class Race {
         const double highest = highest_ > lowest ? highest_ : lowest + 1.0, scale = kBins / (highest - lowest);
         std::vector<int64_t> bins(kBins);
         int64_t* const all = bins.data();
-#pragma omp parallel for schedule(static) num_threads(threads_) reduction(+ : all[:kBins])
+#pragma omp parallel for schedule(static) num_threads(threads_) reduction(+ : all[ : kBins])
         for (int64_t i = 0; i < n_; ++i)
             ++all[std::min<int64_t>(kBins - 1, static_cast<int64_t>((rates_[i] - lowest) * scale))];
         Arrivals arrivals(all, lowest, highest);
@@ -238,7 +237,8 @@ class Race {
     void judge(int64_t* sure, int64_t* near, uint64_t* lists, int64_t block, int64_t draw, int64_t group) {
         const int64_t stop = std::min(n_ - block, kBlock);
         const Words even = consecutive(2) + static_cast<uint64_t>(block), odd = even + 1;
-        const Philox random = philox_;  // copies: what is written below could change the members, for all the compiler knows
+        const Philox random =
+            philox_;  // copies: what is written below could change the members, for all the compiler knows
         const int32_t *const before_here = before_.data() + block, *const after_here = after_.data() + block;
         int32_t* const counts_here = counts_.data() + block;
         Halves wanted[4], sums[4] = {};
@@ -287,8 +287,8 @@ class Race {
 
     // Counts the `wanted` first of a list, by log time and number. False, with nothing counted, where the last of them does
     // not lie between the two times: then the list may be the wrong one.
-    bool settle(const uint64_t* list, int64_t size, int64_t wanted, int64_t draw, double early, double late, double* keys,
-                double* sorted) {
+    bool settle(const uint64_t* list, int64_t size, int64_t wanted, int64_t draw, double early, double late,
+                double* keys, double* sorted) {
         if (wanted < 1 || wanted > size) return false;
         const Philox random = philox_;
         const double* const rates = rates_.data();
@@ -363,6 +363,7 @@ int64_t draw(int32_t* counts, const Real* weight, int64_t n, int64_t keep, int64
         std::fill_n(counts, n, keep == 0 ? 0 : static_cast<int32_t>(draws));
         return 0;
     }
+    threads = static_cast<int>(std::min<int64_t>(threads, (n + kBlock - 1) / kBlock));  // waking more takes longer
     return Race<Real>(weight, n, exponent, keep, seed, spread, threads).run(counts, draws);
 }
 

@@ -20,17 +20,17 @@ def draw_counts(
     among: Tensor | None = None,  # bool, the shape of the weight
     seed: int = 0,
 ) -> Tensor:  # int32, the shape of the weight
-    """Counts of ``draws`` draws of ``keep`` entries each, without replacement, with p ∝ \\|w\\|^exponent.
+    """Counts of ``draws`` draws of ``keep`` entries each, without replacement, with p ∝ abs(weight)^exponent.
 
-    One draw takes ``keep`` entries one after the other, each with the probability p of those that are left. It is the same
-    to let every entry arrive at a random time E / p, E exponential, and to take the first ``keep``: in logarithms, the top
-    ``keep`` of exponent · log\\|w\\| + G with Gumbel noise G = −log E (Efraimidis and Spirakis, 2006; Kool et al., 2019). No
-    draw is held: a few bits decide almost all entries, because the time of the last arrival varies little, and only the
-    few that arrive about then are compared.
+    One draw takes ``keep`` entries one after the other, each with the probability p of those that are left. It is the
+    same to let every entry arrive at a random time E / p, E exponential, and to take the first ``keep``: in logarithms,
+    the top ``keep`` of exponent · log(abs(weight)) + G with Gumbel noise G = −log E (Efraimidis and Spirakis 2006; Kool
+    et al. 2019). No draw is held: a few bits decide almost all entries, because the time of the last arrival varies
+    little, and only the few that arrive about then are compared.
 
-    Random numbers are Philox4x32-10 of seed, entry and draw; what is drawn has the same bits on every backend, instruction
-    set and number of threads, and the first draws are the same however many there are. Probabilities are exact up to
-    2⁻⁶⁴, those next to 0 and 1 too.
+    Random numbers are Philox4x32-10 of seed, entry and draw; what is drawn has the same bits on every backend,
+    instruction set and number of threads, and the first draws are the same however many there are. Probabilities are
+    exact up to 2⁻⁶⁴, those next to 0 and 1 too.
 
     Parameters
     ----------

@@ -2,9 +2,10 @@
 """Random numbers and logarithms that are the same bits on every processor: what `draw_counts` is made of.
 
 Random bits are those of Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a
-function of seed, entry and draw, without a state. Logarithms are written out in operations that IEEE 754 rounds the same
-everywhere (no fused multiply-add), so that what is drawn does not depend on whose library computes them.
-`csrc/common/philox.h`, `csrc/common/logarithm.h` and `triton_kernels/draw_counts.py` are the same, operation by operation.
+function of seed, entry and draw, without a state. Logarithms are written out in operations that IEEE 754 rounds the
+same everywhere (no fused multiply-add), so that what is drawn does not depend on whose library computes them.
+`csrc/common/philox.h`, `csrc/common/logarithm.h` and `triton_kernels/draw_counts.py` are the same, operation by
+operation.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
 def uniform_bits(entries: Tensor, draw: int, seed: int) -> Tensor:
     """64 random bits for each entry of a draw, int64.
 
-    The upper 16 come from the counter (entry, draw // 8, 0), which serves eight draws; the other 48 from (entry, draw, 1).
+    The upper 16 come from the counter (entry, draw // 8, 0), for eight draws; the others from (entry, draw, 1).
     """
     low, high, zero = entries & LOW, entries >> 32, torch.zeros_like(entries)
     words = philox((low, high, zero + draw // 8, zero), seed)
@@ -51,7 +52,7 @@ def uniform_bits(entries: Tensor, draw: int, seed: int) -> Tensor:
 
 
 def log_sum(exponent: Tensor, f: Tensor) -> Tensor:
-    """exponent · log 2 + log(1 + f), f in [√½ − 1, √2 − 1], by 2 atanh(s) = 2 (s + s³/3 + …), s = f / (2 + f)."""
+    """Give exponent · log 2 + log(1 + f), f in [√½ − 1, √2 − 1], by 2 atanh(s) = 2 (s + s³/3 + …), s = f / (2 + f)."""
     s = f / (2.0 + f)
     square = s * s
     series = torch.full_like(f, 1.0 / (2 * TERMS - 1))
@@ -74,7 +75,7 @@ def log(x: Tensor) -> Tensor:
 
 
 def log_exponential(bits: Tensor) -> Tensor:
-    """log E of an exponential variable E = −log(1 − v), v = (bits + ½) / 2⁶⁴ with bits taken as unsigned.
+    """Logarithm of an exponential variable E = −log(1 − v), v = (bits + ½) / 2⁶⁴, bits taken as unsigned.
 
     Both ends keep full relative accuracy: v is used where it is small, 1 − v where that is.
     """
@@ -86,7 +87,7 @@ def log_exponential(bits: Tensor) -> Tensor:
 
 
 def log_rates(weight: Tensor, exponent: float) -> Tensor:
-    """exponent · log|w|, float64; of zeros so low that all others come before them, and equal among themselves."""
+    """Give exponent · log|w|, float64; of zeros so low that all others come before them, and equal among themselves."""
     size = weight.double().abs()
     zero = size < SMALLEST
     rates = exponent * log(torch.where(zero, 1.0, size))

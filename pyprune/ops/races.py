@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws by the Triton kernels of `draw_counts`: two times around the last arrival, what they decide, what they do not.
 
-`csrc/cpu/draw_counts.cpp` does the same on a CPU. What is drawn does not depend on the two times, only how long it takes:
-a draw whose last arrival is not between them is made again from all entries.
+`csrc/cpu/draw_counts.cpp` does the same on a CPU. What is drawn does not depend on the two times, only how long it
+takes: a draw whose last arrival is not between them is made again from all entries.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from pyprune.ops import exponential_race
 BINS = 1024
 BATCH = 64  # draws whose lists are held at a time
 MARGIN = 1e-9  # far more than rounding moves the logarithm of a time by
-_Numbers = npt.NDArray[np.float64]
+_Numbers = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,10 @@ def draw_by_triton(rates: Tensor, keep: int, draws: int, seed: int, spread: floa
         arrived, listed = torch.zeros(2, rows, dtype=torch.int32, device=device)
         lists = torch.empty(rows, times.room, dtype=torch.int64, device=device)
         kernels.vote(counts[:n], arrived, listed, lists, before, after, first=first, draws=here, seed=seed)
-        keys = torch.empty(rows, times.room, dtype=torch.float64, device=device)
-        entries = torch.empty_like(lists)
+        lists, listed = lists[:here], listed[:here]
+        keys, entries = torch.empty(here, times.room, dtype=torch.float64, device=device), torch.empty_like(lists)
         kernels.log_times(keys, entries, lists, listed, rates, first=first, seed=seed)
-        settled = _choose(counts, keys[:here], entries[:here], keep - arrived[:here], listed[:here], times)
+        settled = _choose(counts, keys, entries, keep - arrived[:here], listed, times)
         again += [first + draw for draw, good in enumerate(settled.tolist()) if not good]
     for draw in again:
         _draw_again(counts, rates, before, keep, draw, seed)

@@ -50,6 +50,7 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
             "gelu",
             1e-5,
         ),
+        "draw_counts": (weight.flatten(), half - 1, 3, 5.0, 7),
         "select": (weight, half - 1, True),
         "nm": (weight, 2, 4),
         "masked_lstsq": (gram, weight, mask, 1e-14),

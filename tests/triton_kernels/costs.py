@@ -18,7 +18,7 @@ class Cost:
     ----------
     name : str
         Of the test.
-    kernel, types, constants, aligned, warps, stages
+    kernel, types, constants, aligned, warps, stages, fusion
         As `compile_kernel` takes them.
     registers, shared : int
         Allowed for a thread, and bytes for a program.
@@ -35,6 +35,7 @@ class Cost:
     shared: int
     stages: int = 3
     aligned: tuple[str, ...] = ()
+    fusion: bool = True
     archs: tuple[int, ...] = (80, 90)
     contains: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ("tf32",)  # it would keep 10 bits of each product
@@ -53,6 +54,7 @@ class Cost:
                 warps=self.warps,
                 stages=self.stages,
                 aligned=self.aligned,
+                fp_fusion=self.fusion,
             )
             used = resources(compiled)
             context = f"{self.name} on sm_{arch}: {used}"
