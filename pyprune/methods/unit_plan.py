@@ -174,7 +174,7 @@ def estimate(
     pairs = 3 * 8 * inner * inner
     return Memory(
         model=copies,
-        streams=2 * 4 * calibration.padded * hidden,
+        streams=4 * 4 * calibration.padded * hidden,
         forward=forward_bytes(calibration, config, inner) + 4 * kept,
         statistics=statistics_bytes(inner, hidden) + (0 if request.method.resumes else gradients),
         solver=8 * (7 * inner * inner + 8 * inner * hidden) if request.method.resumes else pairs,

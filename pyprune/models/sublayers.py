@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.models.adapters import Adapter
-from pyprune.models.replay import BlockCall, run_block, substituted
+from pyprune.models.replay import BlockCall, hidden_of, run_block, substituted
 from pyprune.models.streams import Batch, MemoryStore, first_calls
 
 KINDS = ("heads", "neurons")
@@ -143,6 +143,9 @@ def gated(
 class ResidualStreams:
     """Hidden states of a teacher and of the model being pruned, at the same block, over the same batches.
 
+    What the attention half of a block gives is kept, and the teacher moves on while its second half is asked for, so
+    that both halves and :meth:`advance` together run each block little more than once.
+
     Parameters
     ----------
     model : nn.Module
@@ -161,6 +164,11 @@ class ResidualStreams:
         shapes = [(*mask.shape, int(config.hidden_size)) for mask in self.keep]
         device = batches[0]["input_ids"].device
         self._teacher, self._student = MemoryStore(shapes, device), MemoryStore(shapes, device)
+        # Outputs of attention in the block where the streams are, as far as they are known there.
+        self._attended = {"teacher": MemoryStore(shapes, device), "student": MemoryStore(shapes, device)}
+        self._known: set[str] = set()
+        self._attention_arity: int | None = None
+        self._ahead = False  # the teacher is through the block already
         for index, (hidden, call) in enumerate(first_calls(model, self._blocks[0], batches)):
             self._calls.append(call)
             self._teacher.put(index, hidden)
@@ -188,19 +196,52 @@ class ResidualStreams:
         keep : Tensor of bool, shape (batch, tokens)
         """
         reads, (writes,) = self._adapter.groups[2 * half][0], self._adapter.groups[2 * half + 1]
-        norm = self._adapter.norms[half]
+        attention = self._adapter.attention
         for batch, (call, keep) in enumerate(zip(self._calls, self.keep, strict=True)):
-            wanted = run_block(teacher, call, self._teacher.get(batch), inputs=(norm,)).inputs[norm]
-            seen = run_block(student, call, self._student.get(batch), inputs=(reads, writes)).inputs
-            yield seen[writes], wanted - seen[reads], keep
+            wanted = self._target(teacher, call, batch, half)
+            hidden = self._student.get(batch)
+            outputs = (attention,) if half else ()
+            seen = run_block(student, call, hidden, inputs=(reads, writes), outputs=outputs)
+            if half:
+                self._keep_attention("student", batch, seen.outputs[attention], hidden)
+            yield seen.inputs[writes], wanted - seen.inputs[reads], keep
+        self._known.add("student" if half else "teacher")
+        self._ahead = half == 1
+
+    def _target(self, teacher: nn.Module, call: BlockCall, batch: int, half: int) -> Tensor:
+        """What the teacher's norm reads; behind the second half the teacher moves on."""
+        norm, attention, hidden = self._adapter.norms[half], self._adapter.attention, self._teacher.get(batch)
+        if half == 0:
+            seen = run_block(teacher, call, hidden, inputs=(norm,), outputs=(attention,))
+            self._keep_attention("teacher", batch, seen.outputs[attention], hidden)
+            return seen.inputs[norm]
+        done = self._attention_done("teacher", batch)
+        seen = run_block(teacher, call, hidden, inputs=(norm,), substitute=done, stop=False)
+        assert seen.hidden is not None
+        self._teacher.put(batch, seen.hidden)
+        return seen.inputs[norm]
+
+    def _keep_attention(self, stream: str, batch: int, output: object, like: Tensor) -> None:
+        self._attention_arity = len(output) if isinstance(output, (tuple, list)) else None
+        self._attended[stream].put(batch, hidden_of(output, like))
+
+    def _attention_done(self, stream: str, batch: int) -> tuple[str, Tensor, int | None] | None:
+        if stream not in self._known:
+            return None
+        return self._adapter.attention, self._attended[stream].get(batch), self._attention_arity
 
     def advance(self, teacher: nn.Module, student: nn.Module) -> None:
-        """Move both through their finished blocks."""
+        """Move both through their finished blocks; what :meth:`half` gave of them must hold still."""
+        streams = [("student", self._student, student)]
+        if not self._ahead:
+            streams.append(("teacher", self._teacher, teacher))
         for batch, call in enumerate(self._calls):
-            for store, block in ((self._teacher, teacher), (self._student, student)):
-                hidden = run_block(block, call, store.get(batch), stop=False).hidden
+            for name, store, block in streams:
+                done = self._attention_done(name, batch)
+                hidden = run_block(block, call, store.get(batch), substitute=done, stop=False).hidden
                 assert hidden is not None
                 store.put(batch, hidden)
+        self._known, self._ahead = set(), False
 
     def outputs(self, block: int) -> Iterator[Any]:
         """The model's outputs batch by batch, of the student's hidden states at ``block``; blocks below are not run.
