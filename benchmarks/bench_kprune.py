@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds and memory of a whole K-prune, stage by stage, beside the algorithm of the released code.
 
-Both prune the same BERT-base-shaped classifier with sentences of the same file; each in a process of its own, so that
-peak memory is its own. Run with few sentences, both are also stated for 100 000 tokens: passes over text and sums over
-tokens take as many times as long (batches are as large), searches, solves and cuts as long as measured.
+Both prune the same classifier (without flags: that of the demo) with sentences of the same file; each in a process of
+its own, so that peak memory is its own. Run with few sentences, both are also stated for 100 000 tokens: passes over
+text and sums over tokens take as many times as long (batches are as large), searches, solves and cuts as long as
+measured.
 
     python benchmarks/bench_kprune.py --model FOLDER --data train.tsv --sentences 64
 """
@@ -22,6 +23,8 @@ import torch
 from common import Report, arguments
 from published_kprune import PublishedKPrune
 
+from pyprune.demo import model_folder, train_file
+
 TOKENS = 100_000
 BATCH, LENGTH = 32, 64  # published for SST-2
 # Stages that go over text, and so take longer with more of it.
@@ -30,8 +33,8 @@ GROWING = {"ours": ("embed", "measure", "moments", "advance"), "published": ("pa
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this benchmark alone."""
-    parser.add_argument("--model", required=True, help="folder of a BERT classifier, such as cut_evenly.py writes")
-    parser.add_argument("--data", required=True, help="tab-separated file, the text in its first column")
+    parser.add_argument("--model", default=str(model_folder()), help="a BERT classifier, as cut_evenly.py writes")
+    parser.add_argument("--data", default=str(train_file()), help="calibration text")
     parser.add_argument("--sentences", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--share", type=float, default=0.2, help="of the FLOPs that is left (default: %(default)s)")
     parser.add_argument(
@@ -119,6 +122,8 @@ def stated(name: str, found: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     """Run both, and compare."""
     options = arguments(__doc__ or "", rounds=1, add=add_flags)
+    if options.quick:
+        options.sentences = 4
     if options.only:
         from pyprune.methods.accounting import peak_bytes
 

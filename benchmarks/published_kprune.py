@@ -103,7 +103,10 @@ class PublishedKPrune:
             return lambda module, args, output: store.__setitem__(s, args[0].clone().detach())
 
         def added(s: int) -> Any:
-            return lambda module, args, output: dense[s].add_(output.detach())
+            def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+                dense[s].add_(output.detach())
+
+            return hook
 
         entered: dict[int, Tensor] = {}
         for s in above:
