@@ -53,11 +53,6 @@ class Arrivals {
         return 0.5 * (early + late);
     }
 
-    // Looks for the times of `when` around this one only.
-    void narrow(double log_time, double around) {
-        early_ = log_time - around;
-        late_ = log_time + around;
-    }
 
   private:
     double early_, late_, all_ = 0.0;
