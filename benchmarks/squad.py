@@ -198,7 +198,7 @@ def train(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            step, loss_sum = step + 1, loss_sum + float(loss)
+            step, loss_sum = step + 1, loss_sum + float(loss.detach())
             if step % 20 == 0 or step == steps:
                 print(f"step {step} of {steps}, mean loss {loss_sum / step:.3f}", flush=True)
     model.eval()
