@@ -54,7 +54,6 @@ _HEADS = {
     "classification": "AutoModelForSequenceClassification",
     "qa": "AutoModelForQuestionAnswering",
     "masked_lm": "AutoModelForMaskedLM",
-    "none": "AutoModel",
 }
 
 
@@ -63,7 +62,6 @@ CASES = (
     ("bert", "qa", "nothing"),
     ("roberta", "masked_lm", "whole heads"),
     ("distilbert", "classification", "empty halves"),
-    ("distilbert", "none", "no queries"),
 )
 
 
