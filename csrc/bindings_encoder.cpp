@@ -20,8 +20,8 @@ using pyprune::LayerLinear;
 // Pointer to the tiles of a dense weight and their number of elements, or that number as -1; then the sparse weight.
 using LinearArguments = std::tuple<uintptr_t, int64_t, RowsArguments>;
 // Channels of queries and of values by head; inner; four linears; the vectors and their number of elements.
-using LayerArguments = std::tuple<std::vector<int64_t>, std::vector<int64_t>, int64_t, std::vector<LinearArguments>,
-                                  uintptr_t, int64_t>;
+using LayerArguments =
+    std::tuple<std::vector<int64_t>, std::vector<int64_t>, int64_t, std::vector<LinearArguments>, uintptr_t, int64_t>;
 
 // What a dense weight without elements points to.
 constexpr float kNothing = 0.0f;

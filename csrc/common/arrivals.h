@@ -53,7 +53,6 @@ class Arrivals {
         return 0.5 * (early + late);
     }
 
-
   private:
     double early_, late_, all_ = 0.0;
     std::vector<double> rate_, count_;

@@ -290,8 +290,7 @@ class Encoder {
     }
     void output(const EncoderLayer& layer, int64_t block, int64_t first, int64_t last) {
         const float* const attended = projections(layer, block) + block_size(layer.attended());
-        product_units(layer.output, attended, vectors(block), work(), first, last,
-                      AddTo{x(block), layer.output_bias});
+        product_units(layer.output, attended, vectors(block), work(), first, last, AddTo{x(block), layer.output_bias});
     }
     void attention_norm(const EncoderLayer& layer, int64_t block, int64_t group) {
         layer_norm(x(block) + group * kGroupTokens, shape_.hidden, layer.attention_gain, layer.attention_shift,
