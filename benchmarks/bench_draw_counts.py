@@ -26,9 +26,12 @@ EXPONENT = 5.0
 def main() -> None:
     options = arguments("Draws without replacement", rounds=5)
     report = Report("draw_counts", write_file=not options.no_write)
+    done = report.resume() if options.go_on else []
+    known = [(case["rows"], case["columns"], case["sparsity"], case["draws"]) for case in done]
     for case in ((48, 32, 0.5, 9),) if options.quick else CASES:
-        measure(report, *case, options.rounds)
-    report.write()
+        if case not in known:
+            measure(report, *case, options.rounds)
+            report.write()
 
 
 def measure(report: Report, rows: int, columns: int, sparsity: float, draws: int, rounds: int) -> None:

@@ -11,6 +11,7 @@ from pyprune.methods.kprune import KPrune, UnitMagnitude
 from pyprune.methods.kwon import Kwon
 from pyprune.methods.latency import measure_latency
 from pyprune.methods.plan import Plan
+from pyprune.methods.randomized import Level, Randomized, prune_randomized
 from pyprune.methods.request import available, describe
 from pyprune.methods.streaming import StreamResult, prune_streaming
 from pyprune.methods.trained import TRAIN_RECIPES, train_prune
@@ -22,8 +23,10 @@ __all__ = [
     "JournalError",
     "KPrune",
     "Kwon",
+    "Level",
     "Plan",
     "Progress",
+    "Randomized",
     "Soup",
     "StreamResult",
     "TrimmedVocabulary",
@@ -32,6 +35,7 @@ __all__ = [
     "describe",
     "measure_latency",
     "prune",
+    "prune_randomized",
     "prune_streaming",
     "prune_units",
     "soup",

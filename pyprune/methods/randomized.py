@@ -39,6 +39,7 @@ from pyprune.training.schedules import Levels
 from pyprune.training.screening import input_grams, reconstruction_error
 
 LEVELS = (0.54, 0.83, 0.92, 0.9375)
+_LEVEL_SEED = 1_000_003  # so far apart are the seeds of levels
 
 
 class GivenMasks(WeightPruning):
@@ -201,7 +202,7 @@ def prune_randomized(
             draw,
             ratios=ratios,
             among=done.masks or None,
-            seed=seed * len(levels) + index,
+            seed=seed + _LEVEL_SEED * index,
         )
         tried = _nearest(done.model, weights, drawn, batches, count) if batches else drawn
         scores: list[float] = []

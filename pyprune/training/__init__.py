@@ -12,6 +12,7 @@ from pyprune.training.losses import PUBLISHED, HiddenMaps, LogitsLoss, attention
 from pyprune.training.masks import Masks, prunable
 from pyprune.training.movement import MovementPruning
 from pyprune.training.pruning import MagnitudePruning, Pruner, Ramp, State, WeightPruning
+from pyprune.training.random_masks import PUBLISHED_DRAWS, MaskDraw, candidate_masks, draw_mask, draw_masks
 from pyprune.training.schedules import Cubic, Levels, Schedule, changes, cubic, kept, steps_of
 from pyprune.training.scores import first_order, movement, soft_penalty, straight_through, threshold_mask, top_mask
 from pyprune.training.unit_pruning import UnitPruning
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PUBLISHED",
+    "PUBLISHED_DRAWS",
     "Bank",
     "Contrast",
     "Cubic",
@@ -28,6 +30,7 @@ __all__ = [
     "Levels",
     "LogitsLoss",
     "MagnitudePruning",
+    "MaskDraw",
     "Masks",
     "MovementPruning",
     "Parts",
@@ -40,9 +43,12 @@ __all__ = [
     "UnitPruning",
     "WeightPruning",
     "attention_loss",
+    "candidate_masks",
     "changes",
     "contrastive_loss",
     "cubic",
+    "draw_mask",
+    "draw_masks",
     "extra_rows",
     "first_order",
     "hidden_loss",

@@ -49,7 +49,9 @@ def input_grams(model: nn.Module, names: Iterable[str], batches: Iterable[Mappin
 
         def gather(module: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
             x = inputs[0].detach()
-            sums[name] = ops.gram(x, keep["tokens"], sums.get(name))
+            if name not in sums:
+                sums[name] = torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.float64, device=x.device)
+            ops.gram(x, keep["tokens"], sums[name])
 
         handles.append(linear.register_forward_pre_hook(gather))
     training, tokens = model.training, 0
