@@ -273,7 +273,7 @@ def keep_by_tables(scores: Sequence[Tensor], costs: Sequence[Sequence[int]], bud
     --------
     >>> groups = [torch.tensor([5.0, 4.0]), torch.tensor([3.0, 3.0, 3.0])]
     >>> [kept.tolist() for kept in keep_by_tables(groups, [(0, 6, 7), (0, 4, 4, 5)], 10)]
-    [[False, False], [True, True, True]]
+    [[True, False], [True, True, False]]
     >>> [kept.tolist() for kept in keep_by_tables(groups, [(0, 6, 7), (0, 4, 4, 5)], 12)]
     [[True, True], [True, True, True]]
     """
