@@ -53,7 +53,7 @@ USAGE = [
     (("prune", "m", "--task", "sst3"), "invalid choice"),
     (("prune", "m", "--data", "d", "--values", "int8"), "--values goes with --storage sparse"),
     (("prune", "m", "--data", "d", "--streaming", "--output", "o", "--storage", "sparse"), "pyprune export OUTPUT"),
-    (("export", "m"), "one of the arguments --dense --sparse --compact --onnx is required"),
+    (("export", "m"), "one of the arguments --dense --sparse --compact --modelling --onnx is required"),
     (("export", "m", "--dense", "a", "--sparse", "b"), "not allowed with"),
     (("export", "m", "--dense", "a", "--values", "int8"), "--values goes with --sparse"),
 ]
