@@ -161,6 +161,9 @@ def _unchanged_process() -> Iterator[None]:
     """Put back what TextAttack changes when it is imported: environment, logging; throw its cache folder away."""
     environment = dict(os.environ)
     handlers, level = logging.root.handlers[:], logging.root.level
+    # Its own set-up of logging disables every logger that is there already.
+    known = [found for found in logging.root.manager.loggerDict.values() if isinstance(found, logging.Logger)]
+    alive = [logger for logger in known if not logger.disabled]
     try:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["TA_CACHE_DIR"] = folder
@@ -171,4 +174,6 @@ def _unchanged_process() -> Iterator[None]:
         os.environ.update(environment)
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
+        for logger in alive:
+            logger.disabled = False
         logging.getLogger("textattack.shared.utils.install").handlers.clear()

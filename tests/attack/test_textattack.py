@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +245,14 @@ def test_vectors_are_read_from_both_forms(
     (folder / "wordlist.pickle").write_bytes(pickle.dumps(Path("x")))
     with pytest.raises(InputError, match="names pathlib"):
         parts.vectors(folder)
+
+
+def test_loggers_of_others_go_on() -> None:
+    # in a process of its own: here TextAttack is imported already
+    code = (
+        "import logging; on, off = logging.getLogger('on'), logging.getLogger('off'); off.disabled = True\n"
+        "from pyprune.attack import library; library.load()\n"
+        "assert (on.disabled, off.disabled) == (False, True), (on.disabled, off.disabled)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr

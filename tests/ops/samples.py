@@ -45,6 +45,7 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
             ],
             ["dense_tiles"] * 4,
             [3 * columns, columns, 1, 1, columns, columns, 1, 1, 9, columns, 1, 1, columns, 9, 1, 1],
+            [4, *[columns // 4] * 8],
             [torch.randn(9 * columns + 9, generator=generator)],
             columns // 4,
             "gelu",
