@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -247,12 +248,16 @@ def test_vectors_are_read_from_both_forms(
         parts.vectors(folder)
 
 
-def test_loggers_of_others_go_on() -> None:
+def test_loggers_of_others_go_on(tmp_path: Path) -> None:
     # in a process of its own: here TextAttack is imported already
     code = (
         "import logging; on, off = logging.getLogger('on'), logging.getLogger('off'); off.disabled = True\n"
         "from pyprune.attack import library; library.load()\n"
         "assert (on.disabled, off.disabled) == (False, True), (on.disabled, off.disabled)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    (tmp_path / "corpora" / "stopwords").mkdir(parents=True)
+    (tmp_path / "corpora" / "stopwords" / "english").write_text("ba\n")
+    environment = os.environ | {"NLTK_DATA": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
