@@ -80,7 +80,9 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     """Start ``python -m pyprune`` as a process of its own."""
 
     def call(*arguments: object, **settings: Any) -> subprocess.Popen[str]:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYPRUNE_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        # a PYTHONPATH that there is may name another release of transformers
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"PYTHONPATH": path, "PYPRUNE_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         environment |= settings.pop("env", {})
         settings.setdefault("stdout", subprocess.PIPE)
         # a runner in the background may hand down an ignored SIGINT
