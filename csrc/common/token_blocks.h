@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Between rows of tokens, x[token][column], and blocks, x[column][width], that hold the same columns of `width` tokens
-// side by side: squares are transposed in registers.
+// side by side: squares are transposed in registers. A vector of tokens goes along its rows to their end before the next
+// one: rows of 768, 1,536 or 3,072 columns lie in few sets of the cache, which do not hold a line of each of 32 of them.
 #pragma once
 
 #include "convert.h"
@@ -56,9 +57,6 @@ inline void store_narrow(float* target, const Simd<float>::Vector value, int64_t
         std::memcpy(target, &value, static_cast<size_t>(count) * sizeof(float));
 }
 
-// Squares that share the cache lines of their rows are moved one after the other.
-constexpr int64_t kLineSquares = 64 / kVectorBytes;
-
 // block[column][width] = x[token][column] for `columns` columns of `tokens` <= width tokens; zeros for the tokens that
 // are not there. Up to a cache line of columns more is written; a row of x can be read up to `readable`.
 template <int64_t width, class Element>
@@ -85,10 +83,8 @@ inline void to_block(float* block, const Element* x, int64_t stride, int64_t tok
 #pragma GCC unroll 16
         for (int64_t i = 0; i < lanes; ++i) S::store(block + (column + i) * width + token, row[i]);
     };
-    for (int64_t line = 0; line < columns; line += kLineSquares * lanes)
-        for (int64_t token = 0; token < width; token += lanes)
-            for (int64_t column = line; column < std::min(columns, line + kLineSquares * lanes); column += lanes)
-                square(token, column);
+    for (int64_t token = 0; token < width; token += lanes)
+        for (int64_t column = 0; column < columns; column += lanes) square(token, column);
 }
 
 // The same for bfloat16 left in 16 bits: each two vectors of tokens in the order that Pairs (sparse_rows.h) takes.
@@ -136,10 +132,8 @@ inline void from_block(Element* y, int64_t stride, const float* block, int64_t t
                 store_narrow(target + i * stride, row[i], std::min(lanes, rows - first));
         }
     };
-    for (int64_t line = 0; line < rows; line += kLineSquares * lanes)
-        for (int64_t token = 0; token < tokens; token += lanes)
-            for (int64_t row = line; row < std::min(rows, line + kLineSquares * lanes); row += lanes)
-                square(token, row);
+    for (int64_t token = 0; token < tokens; token += lanes)
+        for (int64_t row = 0; row < rows; row += lanes) square(token, row);
 }
 
 }  // namespace PYPRUNE_ISA
