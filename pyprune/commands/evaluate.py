@@ -136,6 +136,18 @@ def compared(dense: Any, pruned: Any) -> dict[str, Any]:
     return compare(dense, pruned)
 
 
+def evaluation_entry(held_out: Any, dense: Any, pruned: Any) -> dict[str, Any]:
+    """What a report says of two outcomes of :func:`judge` on ``held_out``; JSON-able."""
+    entry = {
+        "source": held_out.source,
+        "sha256": held_out.sha256,
+        "dense": dense.to_dict(),
+        "pruned": pruned.to_dict(),
+        "comparison": compared(dense, pruned),
+    }
+    return dict(common.jsonable(entry))
+
+
 def _text(names: list[str], results: list[Any]) -> str:
     from pyprune.tasks.metrics import compare
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.commands import common, streaming, train, units
-from pyprune.commands.evaluate import compared, judge
+from pyprune.commands.evaluate import evaluation_entry, judge
 from pyprune.commands.summary import plan_text, prune_text
 from pyprune.commands.unit_summary import unit_plan_text, unit_text
 from pyprune.errors import InputError, PypruneError
@@ -188,17 +188,9 @@ def run(arguments: argparse.Namespace) -> int:
                 **settings,
             ),
         )
-        evaluation = None
         if held_out is not None and dense is not None:
             pruned = judge(result.model, held_out, **options)
-            evaluation = {
-                "source": held_out.source,
-                "sha256": held_out.sha256,
-                "dense": dense.to_dict(),
-                "pruned": pruned.to_dict(),
-                "comparison": compared(dense, pruned),
-            }
-            result.report["evaluation"] = common.jsonable(evaluation)
+            result.report["evaluation"] = evaluation_entry(held_out, dense, pruned)
     saved = None
     if arguments.output is not None:
         saved = result.save(arguments.output, storage=arguments.storage, values=arguments.values)

@@ -29,10 +29,7 @@ def prune_text(report: dict[str, Any], saved: str | None) -> str:
         ("layer error", f"{common.percent(report['mean_error'])} of the output's energy, mean of {len(layers)} layers")
     )
     rows.append(("", f"{common.percent(worst['error'])} in the worst, {worst['name']}"))
-    rows.append(("time", seconds_text(report["seconds"])))
-    if report["memory"].get("peak"):
-        rows.append(("peak memory", f"{common.mebibytes(report['memory']['peak'])}, all of the process"))
-    rows += evaluation_rows(report.get("evaluation"))
+    rows += cost_rows(report, seconds_text(report["seconds"]))
     noted = [layer for layer in layers if layer.get("notes")]
     if noted:
         rows.append(("note", f"{noted[0]['name']}: {noted[0]['notes'][0]}"))
@@ -40,6 +37,14 @@ def prune_text(report: dict[str, Any], saved: str | None) -> str:
         rows.append(("", f"{len(noted) - 1} more layers have notes, see pyprune.json"))
     rows.append(("saved in", saved or "nowhere (no --output was given)"))
     return common.table(rows)
+
+
+def cost_rows(report: dict[str, Any], time: str) -> list[tuple[str, str]]:
+    """Time, memory and accuracy, which every report ends with."""
+    rows = [("time", time)]
+    if report["memory"].get("peak"):
+        rows.append(("peak memory", f"{common.mebibytes(report['memory']['peak'])}, all of the process"))
+    return rows + evaluation_rows(report.get("evaluation"))
 
 
 def evaluation_rows(evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:

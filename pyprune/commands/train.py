@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.commands import common, units
-from pyprune.commands.evaluate import compared, judge
-from pyprune.commands.summary import DENOMINATORS, evaluation_rows
+from pyprune.commands.evaluate import evaluation_entry, judge
+from pyprune.commands.summary import DENOMINATORS, cost_rows
 from pyprune.errors import PypruneError
 
 EXAMPLES = """\
@@ -144,15 +144,7 @@ def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]
         )
         if held_out is not None:
             pruned = judge(result.model, held_out, **judging)
-            result.report["evaluation"] = common.jsonable(
-                {
-                    "source": held_out.source,
-                    "sha256": held_out.sha256,
-                    "dense": dense.to_dict(),  # type: ignore[union-attr]
-                    "pruned": pruned.to_dict(),
-                    "comparison": compared(dense, pruned),
-                }
-            )
+            result.report["evaluation"] = evaluation_entry(held_out, dense, pruned)
     saved = None
     if arguments.output is not None:
         saved = result.save(arguments.output, storage=arguments.storage, values=arguments.values)
@@ -218,9 +210,6 @@ def trained_text(report: dict[str, Any], saved: str | None) -> str:
         rows.append(("zeros" if index == 0 else "", f"{common.percent(value)} {DENOMINATORS.get(name, name)}"))
     first, last = training["losses"][0], training["losses"][-1]
     rows.append(("loss", f"{first:.4g} in the first tenth of the run, {last:.4g} in the last"))
-    rows.append(("time", f"{common.duration(seconds['total'])} (training {common.duration(seconds['training'])})"))
-    if report["memory"].get("peak"):
-        rows.append(("peak memory", f"{common.mebibytes(report['memory']['peak'])}, all of the process"))
-    rows += evaluation_rows(report.get("evaluation"))
+    rows += cost_rows(report, f"{common.duration(seconds['total'])} (training {common.duration(seconds['training'])})")
     rows.append(("saved in", saved or "nowhere (no --output was given)"))
     return common.table(rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyprune.commands import common
-from pyprune.commands.summary import evaluation_rows, seconds_text
+from pyprune.commands.summary import cost_rows, seconds_text
 
 # What may be said of the encoder's units, and in which words; multiply-adds are half of the FLOPs.
 _LEFT = {
@@ -36,10 +36,7 @@ def unit_text(report: dict[str, Any], saved: str | None, storage: str) -> str:
             ("error", f"{common.percent(report['mean_error'])} of the target's energy, mean of {len(fitted)} halves")
         )
         rows.append(("", f"{common.percent(worst['error'])} in the worst, {worst['name']}"))
-    rows.append(("time", seconds_text(report["seconds"])))
-    if report["memory"].get("peak"):
-        rows.append(("peak memory", f"{common.mebibytes(report['memory']['peak'])}, all of the process"))
-    rows += evaluation_rows(report.get("evaluation"))
+    rows += cost_rows(report, seconds_text(report["seconds"]))
     notes = [*report["notes"], *(f"{layer['name']}: {note}" for layer in layers for note in layer.get("notes", ()))]
     rows += [("" if index else "note", note) for index, note in enumerate(notes[:3])]
     if len(notes) > 3:

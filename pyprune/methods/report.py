@@ -85,7 +85,8 @@ def make_report(
         "method": plan.method,
         "solver": plan.solver,
         "pattern": plan.pattern,
-        **circumstances(model, adapter, calibration, sha256=sha256, device=device),
+        **circumstances(model, adapter, sha256=sha256, device=device),
+        "data": calibration.to_dict(),
         "layers": records,
         "mean_error": sum(record["error"] for record in records) / len(records),
         "weighted_error": sum(record["error"] * record["rows"] * record["cols"] for record in records) / weights,
@@ -104,16 +105,13 @@ def make_report(
     }
 
 
-def circumstances(
-    model: nn.Module, adapter: Adapter, calibration: Calibration, *, sha256: str, device: torch.device
-) -> dict[str, Any]:
-    """Versions, threads, device, model and data of a run, for its report.
+def circumstances(model: nn.Module, adapter: Adapter, *, sha256: str, device: torch.device) -> dict[str, Any]:
+    """Versions, threads, device and model of a run, for its report.
 
     Parameters
     ----------
     model, adapter
         Only names are read.
-    calibration : Calibration
     sha256 : str
         Of the model as given.
     device : torch.device
@@ -132,5 +130,4 @@ def circumstances(
             "name": str(getattr(config, "_name_or_path", "") or ""),
             "sha256": sha256,
         },
-        "data": calibration.to_dict(),
     }

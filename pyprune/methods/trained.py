@@ -8,22 +8,19 @@ import inspect
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pyprune import backends
 from pyprune.errors import InputError
 from pyprune.methods import accounting
 from pyprune.methods.driver import Progress, Silent
 from pyprune.methods.journal import fingerprint, model_sha256
-from pyprune.methods.report import Clock
+from pyprune.methods.report import Clock, circumstances
 from pyprune.methods.working_copy import check_model, restore_types, to_float32
 from pyprune.models import Adapter
 from pyprune.result import PruneResult
@@ -222,6 +219,7 @@ def train_prune(
             default if value is None else value for value, default in ((hard, 1.0), (soft, 0.0), (hidden, 0.0))
         )
     given = model_sha256(getattr(model, "config", None), sorted(model.state_dict().items()))
+    taught_by = None if teacher is None else model_sha256(teacher.config, sorted(teacher.state_dict().items()))
     work = model if inplace else copy.deepcopy(model)
     types = to_float32(work)
     folder = None if checkpoints is None else Path(checkpoints).expanduser()
@@ -244,20 +242,19 @@ def train_prune(
         kept = None
         if folder is not None:
             device = str(next(work.parameters()).device.type)
-            whole = fingerprint(given, rows.sha256, {**chosen, "teacher": _sha256(teacher)}, device)
+            whole = fingerprint(given, rows.sha256, {**chosen, "teacher": taught_by}, device)
             kept = Checkpoints(folder, resume=resume, settings=whole, every=checkpoint_every)
         clock.ready()
         done = train(work, rows, loss, pruner, settings, checkpoints=kept, progress=progress)
     pruner.check()
     restore_types(work, types)
     masks = pruner.linears()
-    report = _report(recipe, work, adapter, masks, done, clock) | {
+    report = _report(recipe, work, adapter, masks, done, clock, sha256=given) | {
         "settings": chosen,
         "seed": settings.seed,
         "data": told | {"rows": len(rows), "sha256": rows.sha256},
-        "teacher": None if teacher is None else _named(teacher),
+        "teacher": None if teacher is None else _named(teacher, taught_by),
     }
-    report["model"]["sha256"] = given
     return PruneResult(
         work, masks, report, tokenizer, units=pruner.units() if isinstance(pruner, UnitPruning) else None
     )
@@ -337,17 +334,21 @@ def _rows(data: Any, model: Any, tokenizer: Any, max_length: int | None) -> tupl
     return Rows(encoded, labels, {"input_ids": int(tokenizer.pad_token_id)}), told
 
 
-def _sha256(model: Any) -> str | None:
-    return None if model is None else model_sha256(model.config, sorted(model.state_dict().items()))
-
-
-def _named(model: Any) -> dict[str, Any]:
-    return {"name": str(getattr(model.config, "_name_or_path", "") or ""), "sha256": _sha256(model)}
+def _named(model: Any, sha256: str | None) -> dict[str, Any]:
+    return {"name": str(getattr(model.config, "_name_or_path", "") or ""), "sha256": sha256}
 
 
 def _report(
-    recipe: TrainRecipe, model: Any, adapter: Adapter, masks: Mapping[str, Tensor], done: Trained, clock: Clock
+    recipe: TrainRecipe,
+    model: Any,
+    adapter: Adapter,
+    masks: Mapping[str, Tensor],
+    done: Trained,
+    clock: Clock,
+    *,
+    sha256: str,
 ) -> dict[str, Any]:
+    device = next(model.parameters()).device
     layers = [
         {
             "name": name,
@@ -361,28 +362,15 @@ def _report(
     removed = sum(int((~mask).sum()) for mask in masks.values())
     counts = accounting.count(model, adapter, removed, _units(model, adapter, masks), 0.0)
     del counts["encoder_macs"]  # there is no one length
-    found = accounting.versions()
     return {
-        "pyprune": found["pyprune"],
         "method": recipe.name,
-        "versions": found,
-        "threads": {"torch": torch.get_num_threads(), "kernels": backends.threads()},
-        "device": str(next(model.parameters()).device),
-        "model": {
-            "class": type(model).__name__,
-            "family": adapter.family,
-            "name": str(getattr(model.config, "_name_or_path", "") or ""),
-        },
+        **circumstances(model, adapter, sha256=sha256, device=device),
         "layers": layers,
         "sparsity": {name: entry["removed"] / entry["total"] for name, entry in counts.items()},
         "counts": counts,
         "training": {"steps": done.steps, "resumed": done.resumed, "losses": done.losses},
-        "seconds": {
-            "prepare": clock.prepared,
-            "training": done.seconds,
-            "total": time.perf_counter() - clock.begin,
-        },
-        "memory": {"resident_before": clock.resident, "peak": accounting.peak_bytes()},
+        "seconds": clock.seconds({"training": done.seconds}),
+        "memory": clock.memory(device),
         "notes": [],
     }
 

@@ -47,7 +47,8 @@ def make_unit_report(
     return {
         "method": plan.method,
         "pattern": asked(request.target.measure, request.target.share),
-        **circumstances(run.model, run.adapter, run.calibration, sha256=sha256, device=device),
+        **circumstances(run.model, run.adapter, sha256=sha256, device=device),
+        "data": run.calibration.to_dict(),
         "budget": plan.budget | {"reached": run.costs.total(units)},
         "left": _left(run, units),
         "layers": run.records,
