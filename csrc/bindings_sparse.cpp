@@ -68,9 +68,9 @@ void spmm(uintptr_t y, uintptr_t x, int type, int64_t tokens, int64_t stride, co
              static_cast<pyprune::Activation>(activation), pairs, threads);
 }
 
-int64_t spmm_tile(int64_t in, double density) {
+int64_t spmm_tile(int64_t in, double density, bool pairs) {
     require(in >= 0, "a size is negative");
-    return pyprune::kernels().spmm_tile(in, density);
+    return pyprune::kernels().spmm_tile(in, density, pairs);
 }
 
 }  // namespace
@@ -102,6 +102,7 @@ void bind_sparse(py::module_& module) {
                py::arg("pairs") = false);
     module.def("spmm_tile", &spmm_tile);
     module.attr("panel_rows") = pyprune::kPanelRows;
+    module.attr("columns_ahead") = pyprune::kColumnsAhead;
 }
 
 }  // namespace bound

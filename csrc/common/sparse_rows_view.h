@@ -6,7 +6,7 @@
 // together and loops end when the processor expects it. A pair is stored in quads: two weights of the first row, two of
 // the second, as many quads as the longer row needs. Both are padded with values of zero at a column that they have
 // already (the tile's first where a row keeps nothing). Two bytes a column: 6 bytes a weight in float32, 4 in 16 bits,
-// 3 in int8.
+// 3 in int8. Columns are read kColumnsAhead before they are needed, so that as many (of any value) follow the last.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 namespace pyprune {
 
 constexpr int64_t kPanelRows = 64;
+constexpr int64_t kColumnsAhead = 8;
 
 /// Type of the stored weights. The numbers are part of the binding's contract.
 enum class ValueType : int { float32 = 0, bfloat16 = 1, float16 = 2, int8 = 3 };
@@ -28,7 +29,7 @@ struct SparseRows {
     int64_t tile;        // columns of a tile
     const void* values;  // [stored]
     ValueType type;
-    const uint16_t* columns;  // [stored], counted from the tile's first
+    const uint16_t* columns;  // [stored + kColumnsAhead], counted from the tile's first
     const uint8_t* rows;      // [panels][tiles][kPanelRows], counted from the panel's first: the order in the cell
     const uint16_t* lengths;  // [panels][tiles][kPanelRows], weights kept, in that order
     const int64_t* starts;    // [panels · tiles + 1], first value of each cell

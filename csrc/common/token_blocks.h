@@ -50,6 +50,35 @@ template <class Element>
 inline void store_narrow(Element* target, const Simd<float>::Vector value, int64_t count) {
     for (int64_t lane = 0; lane < count; ++lane) narrow(value[lane], target[lane]);
 }
+inline void store_narrow(BFloat16* target, const Simd<float>::Vector value, int64_t count) {
+    typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+    typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+    Words bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    const Words quiet = bits >> 16 | 0x40u, rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    const Halves halves = __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, Halves);
+    if (count == Simd<float>::lanes)
+        std::memcpy(target, &halves, sizeof(halves));
+    else
+        std::memcpy(target, &halves, static_cast<size_t>(count) * sizeof(BFloat16));
+}
+#if defined(__AVX512F__)
+inline void store_narrow(Float16* target, const Simd<float>::Vector value, int64_t count) {
+    const __m256i halves = _mm512_maskz_cvtps_ph(static_cast<__mmask16>(-1), (__m512)value, _MM_FROUND_TO_NEAREST_INT);
+    if (count == Simd<float>::lanes)
+        std::memcpy(target, &halves, sizeof(halves));
+    else
+        std::memcpy(target, &halves, static_cast<size_t>(count) * sizeof(Float16));
+}
+#elif defined(__F16C__)
+inline void store_narrow(Float16* target, const Simd<float>::Vector value, int64_t count) {
+    const __m128i halves = _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);
+    if (count == Simd<float>::lanes)
+        std::memcpy(target, &halves, sizeof(halves));
+    else
+        std::memcpy(target, &halves, static_cast<size_t>(count) * sizeof(Float16));
+}
+#endif
 inline void store_narrow(float* target, const Simd<float>::Vector value, int64_t count) {
     if (count == Simd<float>::lanes)
         Simd<float>::store(target, value);
@@ -87,7 +116,8 @@ inline void to_block(float* block, const Element* x, int64_t stride, int64_t tok
         for (int64_t column = 0; column < columns; column += lanes) square(token, column);
 }
 
-// The same for bfloat16 left in 16 bits: each two vectors of tokens in the order that Pairs (sparse_rows.h) takes.
+// The same for bfloat16 left in 16 bits: each two vectors of tokens in the order that Pairs (sparse_rows.h) takes. Two
+// columns lie in a word, so that a square of words holds twice as many, and one shuffle parts them.
 template <int64_t width>
 inline void to_block(BFloat16* block, const BFloat16* x, int64_t stride, int64_t tokens, int64_t columns,
                      int64_t readable) {
@@ -95,18 +125,35 @@ inline void to_block(BFloat16* block, const BFloat16* x, int64_t stride, int64_t
     constexpr int64_t lanes = S::lanes;
     typedef uint16_t Halves __attribute__((vector_size(kVectorBytes)));
     typedef int16_t Places __attribute__((vector_size(kVectorBytes)));
-    Places upper{};  // four of one vector and four of the other in turn, the upper half of each word
-    for (int i = 0; i < 2 * lanes; ++i) upper[i] = i / 8 * 8 + i % 4 * 2 + 1 + i % 8 / 4 * 2 * lanes;
-    alignas(64) float wide[lanes * 2 * lanes];
-    for (int64_t column = 0; column < columns; column += lanes)
-        for (int64_t token = 0; token < width; token += 2 * lanes) {
-            to_block<2 * lanes>(wide, x + token * stride + column, stride, tokens - token,
-                                std::min(lanes, columns - column), readable - column);
+    Places even{};  // four tokens of one vector and four of the other in turn
+    for (int i = 0; i < 2 * lanes; ++i) even[i] = i / 8 * 8 + i % 4 * 2 + i % 8 / 4 * 2 * lanes;
+    const Places odd = even + 1;
+    const auto square = [&](typename S::Vector(&row)[lanes], int64_t token, int64_t column) {
+        const BFloat16* source = x + token * stride + column;
+        const int64_t there = std::clamp<int64_t>(tokens - token, 0, lanes);
+        if (there == lanes && column + 2 * lanes <= readable) {
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < lanes; ++i) std::memcpy(row + i, source + i * stride, sizeof(row[i]));
+        } else {
+            const size_t bytes = static_cast<size_t>(std::min(2 * lanes, readable - column)) * sizeof(BFloat16);
             for (int64_t i = 0; i < lanes; ++i) {
-                Halves two[2];
-                std::memcpy(two, wide + i * 2 * lanes, sizeof(two));
-                const Halves packed = __builtin_shuffle(two[0], two[1], upper);
-                std::memcpy(block + (column + i) * width + token, &packed, sizeof(packed));
+                row[i] = S::Vector{};
+                if (i < there) std::memcpy(row + i, source + i * stride, bytes);
+            }
+        }
+        transpose<float>(row);
+    };
+    for (int64_t token = 0; token < width; token += 2 * lanes)
+        for (int64_t column = 0; column < columns; column += 2 * lanes) {
+            S::Vector first[lanes], second[lanes];
+            square(first, token, column);
+            square(second, token + lanes, column);
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < lanes; ++i) {
+                const Halves both[2] = {__builtin_shuffle((Halves)first[i], (Halves)second[i], even),
+                                        __builtin_shuffle((Halves)first[i], (Halves)second[i], odd)};
+                std::memcpy(block + (column + 2 * i) * width + token, both, sizeof(both[0]));
+                std::memcpy(block + (column + 2 * i + 1) * width + token, both + 1, sizeof(both[1]));
             }
         }
 }

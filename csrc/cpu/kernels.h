@@ -65,7 +65,7 @@ int64_t draw_counts(int32_t* counts, const void* weight, ElementType type, int64
 void spmm(void* y, const void* x, ElementType type, int64_t tokens, int64_t stride, const SparseRows& w,
           const float* scale, const float* bias, Activation activation, bool pairs, int threads);
 
-int64_t spmm_tile(int64_t in, double density);
+int64_t spmm_tile(int64_t in, double density, bool pairs);
 
 void encoder(float* out, const float* hidden, const uint8_t* keep, const EncoderShape& shape,
              const EncoderLayer* layers, int64_t count, int threads);

@@ -228,7 +228,13 @@ void multiply_many(const SparseRows& w, const Tokens<Element>& tokens, const Epi
                     continue;
                 }
             }
-            if (vectors == 4)
+            // A tile arranged for pairs is too wide for four vectors of float32.
+            const bool halves =
+                vectors == 4 && w.tile * kBlockTokens * static_cast<int64_t>(sizeof(float)) > kTileCache;
+            if (halves)
+                for (const int64_t half : {token, token + kBlockTokens / 2})
+                    block_rows<Singles<2, Value>>(w, first, last, tokens, half, epilogue, own, own + tile);
+            else if (vectors == 4)
                 run(Singles<4, Value>{});
             else if (vectors == 2)
                 run(Singles<2, Value>{});
@@ -265,12 +271,6 @@ void by_value(const SparseRows& w, void* y, const void* x, int64_t tokens, int64
     }
 }
 
-#if defined(__AVX512BF16__)
-constexpr bool kMultipliesPairs = true;
-#else
-constexpr bool kMultipliesPairs = false;
-#endif
-
 }  // namespace
 
 void spmm(void* y, const void* x, ElementType type, int64_t tokens, int64_t stride, const SparseRows& w,
@@ -288,8 +288,8 @@ void spmm(void* y, const void* x, ElementType type, int64_t tokens, int64_t stri
     }
 }
 
-int64_t spmm_tile(int64_t in, double density) {
-    return tile_width(in, density);
+int64_t spmm_tile(int64_t in, double density, bool pairs) {
+    return tile_width(in, density, pairs);
 }
 
 }  // namespace PYPRUNE_ISA

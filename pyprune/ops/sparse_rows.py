@@ -2,7 +2,8 @@
 """The arrangement "rows" that the CPU kernel of :func:`pyprune.ops.spmm` multiplies by, made from any stored format.
 
 ``csrc/common/sparse_rows_view.h`` describes it. Its ``geometry`` is ``(columns of a tile, rows of a panel)``;
-``columns`` and ``lengths`` are uint16 numbers below 32768, held as int16.
+``columns`` and ``lengths`` are uint16 numbers below 32768, held as int16; kernels read ``columns`` some places past the
+last.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ VALUE_TYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8:
 PARTS = ("values", "columns", "rows", "lengths", "starts")
 
 
-def arrange(mask: Tensor, kept: Tensor) -> tuple[dict[str, Tensor], tuple[int, int]]:
+def arrange(mask: Tensor, kept: Tensor, pairs: bool = False) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """Parts and geometry of the arrangement.
 
     Parameters
@@ -29,10 +30,13 @@ def arrange(mask: Tensor, kept: Tensor) -> tuple[dict[str, Tensor], tuple[int, i
     mask : Tensor of bool, shape (out, in)
     kept : Tensor, shape (number of kept weights,)
         Their values, row by row.
+    pairs : bool
+        They will meet x in bfloat16, as bfloat16 themselves: the tiles are twice as wide where these are multiplied in
+        pairs. Both arrangements take every x.
     """
     extension = backends.extension()
     out, columns = mask.shape
-    tile = extension.spmm_tile(columns, kept.numel() / max(1, mask.numel()))
+    tile = extension.spmm_tile(columns, kept.numel() / max(1, mask.numel()), pairs)
     panel: int = extension.panel_rows
     cells = -(-out // panel) * max(1, -(-columns // tile))
     marks, kept = mask.contiguous(), kept.contiguous()
@@ -41,7 +45,7 @@ def arrange(mask: Tensor, kept: Tensor) -> tuple[dict[str, Tensor], tuple[int, i
     starts = torch.empty(cells + 1, dtype=torch.int64)
     index = (rows.data_ptr(), lengths.data_ptr(), starts.data_ptr(), marks.data_ptr())
     count = extension.order_rows(*index, out, columns, tile)
-    places = torch.empty(count, dtype=torch.int16)
+    places = torch.zeros(count + extension.columns_ahead, dtype=torch.int16)
     values = torch.empty(count, dtype=kept.dtype)
     extension.fill_rows(
         places.data_ptr(),
@@ -92,7 +96,8 @@ def pointers(
     values, places, rows, lengths, starts = [parts[name] for name in PARTS]
     tile, panel = geometry
     count, cells = values.numel(), -(-out // panel) * max(1, -(-columns // max(1, tile)))
-    sizes = (places.numel(), rows.numel(), lengths.numel(), starts.numel())
+    ahead: int = backends.extension().columns_ahead
+    sizes = (places.numel() - ahead, rows.numel(), lengths.numel(), starts.numel())
     if sizes != (count, cells * panel, cells * panel, cells + 1):
         raise InputError("the parts of a prepared weight do not fit its shape", seen=f"{list(shape)} and {sizes}")
     return (

@@ -121,7 +121,7 @@ def _direct(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: st
     )
 
 
-def prepare(weight: SparseWeight) -> SparseWeight:
+def prepare(weight: SparseWeight, x: torch.dtype | None = None) -> SparseWeight:
     """The same matrix in the arrangement that the kernel of its device wants; itself if it is in it already.
 
     On a CPU that is "rows"; on a GPU "tiles", "semi" for 2:4 in 16 bits where torch can multiply by it, and blocks
@@ -133,13 +133,14 @@ def prepare(weight: SparseWeight) -> SparseWeight:
         return weight
     backend = backends.choose("spmm", device).backend
     if backend == "cpp":
-        return weight if weight.format == "rows" else _in_rows(weight)
+        return weight if weight.format == "rows" else _in_rows(weight, weight.dtype if x is None else x)
     return weight if backend == "reference" else spmm_gpu.arrange(weight, backend)
 
 
-def _in_rows(weight: SparseWeight) -> SparseWeight:
+def _in_rows(weight: SparseWeight, x: torch.dtype) -> SparseWeight:
     rows = weight if weight.format in ("bitmask", "nm") else restore(weight)
-    parts, geometry = sparse_rows.arrange(rows.mask(), rows.values.flatten())
+    pairs = weight.dtype == x == torch.bfloat16
+    parts, geometry = sparse_rows.arrange(rows.mask(), rows.values.flatten(), pairs)
     return SparseWeight(weight.shape, "rows", parts, weight.scale, geometry)
 
 

@@ -313,7 +313,7 @@ def _weight(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
 def _arranged(weight: Tensor, format: str) -> SparseWeight:
     most = SPARSE_BELOW * weight.numel() if format == "auto" else weight.numel()
     if format != "dense" and weight.numel() and int(torch.count_nonzero(weight)) <= most:
-        sparse = prepare(compress(weight))
+        sparse = prepare(compress(weight), torch.float32)  # activations between layers are float32
         if sparse.format == "rows":  # else there is no kernel for it here
             return sparse
     return arrange(compress(weight, format="dense"))

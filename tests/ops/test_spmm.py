@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tolerances import SPMM
@@ -42,6 +44,21 @@ def test_matches_float64(backend, shape, dtype, values, generator):
     for tokens in TOKENS:
         x = torch.randn(tokens, shape[1], generator=generator).to(dtype)
         assert error(ops.spmm(x, prepared), x, weight) <= SPMM[dtype], tokens
+
+
+@pytest.mark.parametrize("tokens", [2, 40, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_compiled_sums_are_rounded_as_torch_rounds(dtype, tokens, generator):
+    # One weight a row: the sum is a product, of every size, too large, subnormal and no number.
+    info = torch.finfo(dtype)
+    scales = torch.logspace(math.log10(info.smallest_normal) - 2, math.log10(info.max) - 1, 83)
+    x = (torch.randn(tokens, 83, generator=generator) * scales).to(dtype)
+    x[0, 2] = torch.nan
+    weight = 8 * torch.randn(83, generator=generator)
+    diagonal = ops.prepare(ops.compress(weight.diag(), torch.eye(83, dtype=torch.bool)))
+    got, wanted = ops.spmm(x, diagonal), (x.float() * weight).to(dtype)
+    assert torch.equal(got.nan_to_num(7.0), wanted.nan_to_num(7.0))
+    assert bool(got[0, 2].isnan())
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 40])
