@@ -13,7 +13,9 @@ from torch import Tensor
 from pyprune import backends
 from pyprune.errors import InputError
 from pyprune.ops import library, semi_structured, sparse_rows, sparse_tiles, spmm_gpu
+from pyprune.ops.library import ELEMENT_TYPE
 from pyprune.ops.sparse_weight import SparseWeight, restore, to_dense
+from pyprune.ops.sparse_windows import FEW, Made
 
 ACTIVATIONS = ("none", "gelu", "relu")  # by the numbers of csrc/common/sparse_rows_view.h
 
@@ -71,8 +73,12 @@ def spmm(
     >>> spmm(torch.tensor([[1.0, 2.0, 3.0]]), compress(torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 1.0]])))
     tensor([[4., 4.]])
     """
+    few = _few_again(x, weight, bias, activation)
+    if few is not None:
+        return few
     if _direct(x, weight, bias, activation):
-        return _spmm_rows(x, weight, bias, activation)
+        few = _spmm_few(x, weight, bias, activation)
+        return _spmm_rows(x, weight, bias, activation) if few is None else few
     library.check_float("spmm", x=x)
     if not isinstance(weight, SparseWeight):
         raise InputError("spmm: the weight must be a SparseWeight", hint="pyprune.ops.sparse_weight.compress(weight)")
@@ -102,6 +108,61 @@ def _wants_gradient(x: Tensor, bias: Tensor | None) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
 
 
+def _few_again(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor | None:
+    """The product of few tokens with a weight that met few before; None where that is not so, or anything is unusual.
+
+    Such a product takes as long as a few lines of Python: nothing is asked twice, and what does not fit goes the long
+    way, and to an error there.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor or type(weight) is not SparseWeight:
+        return None
+    made = weight.windows.ready(weight, x.dtype)
+    if made is None or not x.is_contiguous() or x.numel() > made.most or not x.is_cpu:
+        return None
+    shape = x.shape
+    if not shape or shape[-1] != made.columns:
+        return None
+    if bias is not None and (
+        bias.dtype not in ROWS_INPUTS or bias.shape != made.rows or not bias.is_cpu or not bias.is_contiguous()
+    ):
+        return None
+    if activation not in ACTIVATIONS or _wants_gradient(x, bias):
+        return None
+    if len(shape) == 2:
+        tokens = shape[0]
+        y = x.new_empty(tokens, made.out)
+    else:
+        tokens = x.numel() // made.columns
+        y = x.new_empty(*shape[:-1], made.out)
+    return y if _by_windows(made, y, x, tokens, made.columns, weight.scale, bias, activation) else None
+
+
+def _by_windows(
+    made: Made,
+    y: Tensor,
+    x: Tensor,
+    tokens: int,
+    stride: int,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    activation: str,
+) -> bool:
+    """Fill ``y``; False where the environment asks for something else."""
+    done: bool = made.multiply(
+        y.data_ptr(),
+        x.data_ptr(),
+        made.type,
+        tokens,
+        stride,
+        0 if scale is None else scale.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        0 if bias is None else ELEMENT_TYPE[bias.dtype],
+        0 if activation == "none" else ACTIVATIONS.index(activation),
+        torch.get_num_threads(),
+    )
+    return done
+
+
 def _direct(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> bool:
     # Everything fits and nobody watches: torch's dispatcher would take 50 us, longer than a small product. What does
     # not fit goes the other way, and to an error there.
@@ -114,7 +175,7 @@ def _direct(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: st
         and x.dtype in ROWS_INPUTS
         and x.dim() > 0
         and x.shape[-1] == weight.shape[1]
-        and (bias is None or (bias.dtype == torch.float32 and bias.is_cpu and bias.shape == weight.shape[:1]))
+        and (bias is None or (bias.dtype in ROWS_INPUTS and bias.is_cpu and bias.shape == weight.shape[:1]))
         and activation in ACTIVATIONS
         and not _wants_gradient(x, bias)
         and backends.choose("spmm", "cpu").backend == "cpp"
@@ -139,7 +200,9 @@ def prepare(weight: SparseWeight) -> SparseWeight:
 
 def _in_rows(weight: SparseWeight) -> SparseWeight:
     rows = weight if weight.format in ("bitmask", "nm") else restore(weight)
-    parts, geometry = sparse_rows.arrange(rows.mask(), rows.values.flatten())
+    mask, kept = rows.mask(), rows.values.flatten()
+    with torch.inference_mode(False):  # tensors that count how often they were changed: sparse_windows.py asks
+        parts, geometry = sparse_rows.arrange(mask, kept)
     return SparseWeight(weight.shape, "rows", parts, weight.scale, geometry)
 
 
@@ -217,6 +280,22 @@ def _spmm_by(
 backends.implements("spmm", "cuda")(functools.partial(_spmm_by, "cuda"))
 backends.implements("spmm", "triton")(functools.partial(_spmm_by, "triton"))
 backends.implements("spmm", "torch")(functools.partial(_spmm_by, "torch"))
+
+
+def _spmm_few(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor | None:
+    """The product of few tokens, by windows that are made if need be; None where there are none, or more tokens."""
+    out, columns = weight.shape
+    if not 0 < x.numel() <= FEW * columns:
+        return None
+    made = weight.windows.prepared(weight, x.dtype)
+    if made is None:
+        return None
+    flat = x if x.dim() == 2 and x.stride(1) == 1 else library.flatten_tokens("spmm", "x", x)
+    y = flat.new_empty(flat.shape[0], out)
+    bias = None if bias is None else bias.contiguous()
+    if not _by_windows(made, y, flat, flat.shape[0], flat.stride(0), weight.scale, bias, activation):
+        return None
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], out)
 
 
 def _spmm_rows(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor:
