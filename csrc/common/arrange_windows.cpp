@@ -79,7 +79,7 @@ void fill(std::vector<Stored>& stored, std::vector<uint8_t>& offsets, std::vecto
         for (Rest& row : slice)
             for (int64_t i = 0; i < per_row; ++i) {
                 const bool there = row.next != row.end && column(row.next) < first + 2 * step;
-                offsets.push_back(there ? static_cast<uint8_t>(column(row.next) - first) : kNoColumn);
+                offsets.push_back(there ? static_cast<uint8_t>(kThere | (column(row.next) - first)) : uint8_t(0));
                 stored.push_back(
                     there ? stored_as(static_cast<const Element*>(kept.values)[kept.places[*row.next]], Stored())
                           : Stored(0));
@@ -88,7 +88,7 @@ void fill(std::vector<Stored>& stored, std::vector<uint8_t>& offsets, std::vecto
     }
     if (steps.size() % 2 == 0) return;
     steps.push_back(0);
-    offsets.insert(offsets.end(), kSliceRows * per_row, kNoColumn);
+    offsets.insert(offsets.end(), kSliceRows * per_row, 0);
     stored.insert(stored.end(), kSliceRows * per_row, Stored(0));
 }
 

@@ -62,7 +62,7 @@ struct WindowSingles {
 
     inline __attribute__((always_inline)) void read(const Value* values, const uint8_t* offsets) {
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets));
-        there = static_cast<__mmask16>(~_mm_movepi8_mask(bytes));
+        there = _mm_movepi8_mask(bytes);
         column = _mm512_cvtepu8_epi32(bytes);
         value = load_lanes(values);
     }
@@ -83,7 +83,7 @@ struct WindowPairs {
 
     inline __attribute__((always_inline)) void read(const Value* values, const uint8_t* offsets) {
         const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets));
-        there = ~_mm256_movepi8_mask(bytes);
+        there = _mm256_movepi8_mask(bytes);
         column = _mm512_cvtepu8_epi16(bytes);
         value = _mm512_loadu_si512(values);
     }

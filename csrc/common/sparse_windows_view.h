@@ -7,8 +7,8 @@
 // slots. A slot belongs to a window: two neighbouring steps of columns, each as wide as a vector of x. It holds the next
 // weights of each row, if they lie in the window: one a row ("singles", x in float32) or two ("pairs", x and weights in
 // bfloat16), with one byte for the column, counted from the window's first. Windows move on when no row of the slice has a
-// weight in their first step. What a row does not fill is padding: a value of zero with kNoColumn. Slices have an even
-// number of slots.
+// weight in their first step. What a row does not fill is padding: zeros, without the flag kThere that a weight's column
+// has. Slices have an even number of slots.
 #pragma once
 
 #include "sparse_rows_view.h"
@@ -21,7 +21,7 @@ constexpr int64_t kSliceRows = 16;
 constexpr int64_t kWindowPanel = 128;
 constexpr int64_t kPanelSlices = kWindowPanel / kSliceRows;
 constexpr int64_t kVectorWords = 16;  // of 32 bits: the step of singles; that of pairs is twice as many columns
-constexpr uint8_t kNoColumn = 0x80;
+constexpr uint8_t kThere = 0x80;  // look-ups ignore it
 
 /// Which windows a type of x and a type of values have on an instruction set. The numbers are part of the binding's
 /// contract.
@@ -32,7 +32,7 @@ struct WindowsView {
     WindowKind kind;        // singles or pairs
     ValueType type;         // of the values; bfloat16 for pairs
     const void* values;     // [slots][kSliceRows][per_row]
-    const uint8_t* offsets; // [slots][kSliceRows][per_row], columns counted from the window's first, or kNoColumn
+    const uint8_t* offsets; // [slots][kSliceRows][per_row], columns counted from the window's first, with kThere, or 0
     const uint16_t* steps;  // [slots], the first step of the window
     const uint8_t* places;  // [panels][kWindowPanel], where in the order of the panel a row is
     const int64_t* starts;  // [panels · kPanelSlices + 1], first slot of each slice

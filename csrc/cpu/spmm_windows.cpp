@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <omp.h>
+#include <optional>
 #include <stdexcept>
 #include <type_traits>
 
@@ -120,21 +121,43 @@ int64_t first_panel(const WindowsView& w, int64_t part, int64_t parts) {
     return panel;
 }
 
+// Some memory, on the stack where it is little: asking for it takes longer than a small product.
+template <class Element>
+class Room {
+  public:
+    explicit Room(int64_t count) {
+        if (count > kSmall) large_.emplace(static_cast<size_t>(count));
+    }
+    Element* data() { return large_ ? large_->data() : small_; }
+
+  private:
+    static constexpr int64_t kSmall = (16 << 10) / static_cast<int64_t>(sizeof(Element));
+    std::optional<Buffer<Element>> large_;
+    alignas(64) Element small_[kSmall];
+};
+
+template <class Slot, int width, class Element>
+void multiply_panels(const WindowsView& w, int64_t first, int64_t last, const typename Slot::Input* x, int64_t token,
+                     const Ends<Element>& ends) {
+    alignas(64) float sums[width * kWindowPanel];
+    for (int64_t panel = first; panel < last; ++panel) {
+        multiply_panel<Slot, width>(w, panel, x, sums);
+        for (int64_t i = 0; i < width && token + i < ends.count; ++i)
+            write_panel(w, panel, sums + i * kWindowPanel, token + i, ends);
+    }
+}
+
 template <class Slot, int width, class Element>
 void multiply_group(const WindowsView& w, int64_t token, const Ends<Element>& ends, int threads) {
-    const int64_t tokens = std::min<int64_t>(width, ends.count - token);
     const int64_t steps = (w.in + Slot::step - 1) / Slot::step + 1;
-    Buffer<typename Slot::Input> x(static_cast<size_t>(steps * width * Slot::step));
-    to_blocks(x.data(), ends.x + token * ends.stride, ends.stride, tokens, width, w.in);
-#pragma omp parallel num_threads(threads) if (threads > 1)
+    Room<typename Slot::Input> room(steps * width * Slot::step);
+    typename Slot::Input* const x = room.data();
+    to_blocks(x, ends.x + token * ends.stride, ends.stride, std::min<int64_t>(width, ends.count - token), width, w.in);
+    if (threads == 1) return multiply_panels<Slot, width>(w, 0, w.panels(), x, token, ends);
+#pragma omp parallel num_threads(threads)
     {
-        alignas(64) float sums[width * kWindowPanel];
         const int parts = omp_get_num_threads(), part = omp_get_thread_num();
-        const int64_t last = first_panel(w, part + 1, parts);
-        for (int64_t panel = first_panel(w, part, parts); panel < last; ++panel) {
-            multiply_panel<Slot, width>(w, panel, x.data(), sums);
-            for (int64_t i = 0; i < tokens; ++i) write_panel(w, panel, sums + i * kWindowPanel, token + i, ends);
-        }
+        multiply_panels<Slot, width>(w, first_panel(w, part, parts), first_panel(w, part + 1, parts), x, token, ends);
     }
 }
 
@@ -192,16 +215,17 @@ void spmm_windows(void* y, const void* x, ElementType type, int64_t tokens, int6
                   const float* scale, const void* bias, ElementType bias_type, Activation activation, int threads) {
     if (tokens == 0 || w.out == 0) return;
     const bool narrow_bias = bias != nullptr && bias_type != ElementType::float32;
-    Buffer<float> wide(narrow_bias ? static_cast<size_t>(w.out) : 0);
+    std::optional<Buffer<float>> wide;
+    if (narrow_bias) wide.emplace(static_cast<size_t>(w.out));
     if (narrow_bias && bias_type == ElementType::bfloat16)
-        widen_all(wide.data(), static_cast<const BFloat16*>(bias), w.out);
+        widen_all(wide->data(), static_cast<const BFloat16*>(bias), w.out);
     else if (narrow_bias)
-        widen_all(wide.data(), static_cast<const Float16*>(bias), w.out);
+        widen_all(wide->data(), static_cast<const Float16*>(bias), w.out);
     const auto run = [&](auto element) {
         using Element = decltype(element);
         by_value(w,
                  Ends<Element>{static_cast<const Element*>(x), static_cast<Element*>(y), tokens, stride, scale,
-                               narrow_bias ? wide.data() : static_cast<const float*>(bias), activation},
+                               narrow_bias ? wide->data() : static_cast<const float*>(bias), activation},
                  threads);
     };
     switch (type) {

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 FEW = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Made:
-    """Windows of a weight as one type of ``x`` wants them."""
+    """Windows of a weight as one type of ``x`` wants them, and the values that they were made of."""
 
     multiply: Any  # of the extension's SparseWindows
     matrix: Any  # the SparseWindows themselves
@@ -37,6 +37,13 @@ class Made:
     columns: int
     rows: torch.Size  # of a bias
     most: int  # elements that x may have
+    values: Tensor
+    version: int
+    address: int
+
+    def is_of(self, values: Tensor) -> bool:
+        """Whether these values are still the same."""
+        return values is self.values and values._version == self.version and values.data_ptr() == self.address
 
 
 class Windows:
@@ -47,14 +54,17 @@ class Windows:
     taken never to change.
 
     A copy, and what was pickled, starts anew.
+
+    Attributes
+    ----------
+    made : dict of torch.dtype to Made
+        By the type of x; what the values were is to be asked (:meth:`Made.is_of`).
     """
 
-    __slots__ = ("_address", "_made", "_values", "_version")
+    __slots__ = ("made",)
 
     def __init__(self) -> None:
-        self._made: dict[torch.dtype, Made | None] = {}
-        self._values: Tensor | None = None
-        self._version = self._address = 0
+        self.made: dict[torch.dtype, Made] = {}
 
     def __reduce__(self) -> tuple[type[Windows], tuple[()]]:
         return Windows, ()
@@ -62,19 +72,10 @@ class Windows:
     @property
     def nbytes(self) -> int:
         """Bytes of all that is held."""
-        return sum({id(made.matrix): made.matrix.nbytes for made in self._made.values() if made is not None}.values())
-
-    def ready(self, weight: SparseWeight, dtype: torch.dtype) -> Made | None:
-        """What was made for ``x`` of this type, if it is still what the values say."""
-        made = self._made.get(dtype)
-        if made is None:
-            return None
-        values = weight.parts["values"]
-        same = values is self._values and values._version == self._version and values.data_ptr() == self._address
-        return made if same else None
+        return sum({id(made.matrix): made.matrix.nbytes for made in self.made.values()}.values())
 
     def prepared(self, weight: SparseWeight, dtype: torch.dtype) -> Made | None:
-        """The same, made now if it is not there; None where ``x`` of this type has no windows.
+        """Windows, made now if they are not there or no longer right; None where ``x`` of this type has none.
 
         Parameters
         ----------
@@ -83,15 +84,16 @@ class Windows:
         dtype : torch.dtype
             Of x.
         """
-        values = weight.parts["values"]
+        values = weight.values
         if values.is_inference():
             return None
-        if values is not self._values or values._version != self._version or values.data_ptr() != self._address:
-            self._made = {}
-            self._values, self._version, self._address = values, values._version, values.data_ptr()
-        if dtype not in self._made:
-            self._made[dtype] = self._make(weight, dtype)
-        return self._made[dtype]
+        self.made = {kind: made for kind, made in self.made.items() if made.is_of(values)}
+        if dtype not in self.made:
+            made = self._make(weight, dtype)
+            if made is None:
+                return None
+            self.made[dtype] = made
+        return self.made[dtype]
 
     def _make(self, weight: SparseWeight, dtype: torch.dtype) -> Made | None:
         extension = backends.extension()
@@ -105,16 +107,23 @@ class Windows:
         wanted = kind(ELEMENT_TYPE[dtype])
         if wanted == 0 or min(shape) == 0:
             return None
-        for other in self._made.values():
-            if other is not None and kind(other.type) == wanted:
-                return _made(other.matrix, dtype, shape)
-        kept = sparse_rows.places(weight.parts, shape, weight.geometry)
-        rows, columns, places = (found.contiguous() for found in kept)
-        matrix = extension.SparseWindows(
-            *shape, wanted, rows.data_ptr(), columns.data_ptr(), places.data_ptr(), len(rows), values.data_ptr(), number
+        same = [made.matrix for made in self.made.values() if kind(made.type) == wanted]
+        matrix = same[0] if same else _arrange(weight, wanted, number)
+        return Made(
+            matrix.multiply,
+            matrix,
+            ELEMENT_TYPE[dtype],
+            *shape,
+            torch.Size(shape[:1]),
+            FEW * shape[1],
+            values,
+            values._version,
+            values.data_ptr(),
         )
-        return _made(matrix, dtype, shape)
 
 
-def _made(matrix: Any, dtype: torch.dtype, shape: tuple[int, int]) -> Made:
-    return Made(matrix.multiply, matrix, ELEMENT_TYPE[dtype], *shape, torch.Size(shape[:1]), FEW * shape[1])
+def _arrange(weight: SparseWeight, kind: int, number: int) -> Any:
+    kept = sparse_rows.places(weight.parts, weight.shape, weight.geometry)
+    rows, columns, places = (found.contiguous() for found in kept)
+    lists = (rows.data_ptr(), columns.data_ptr(), places.data_ptr(), len(rows))
+    return backends.extension().SparseWindows(*weight.shape, kind, *lists, weight.values.data_ptr(), number)

@@ -116,17 +116,20 @@ def _few_again(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation:
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor or type(weight) is not SparseWeight:
         return None
-    made = weight.windows.ready(weight, x.dtype)
-    if made is None or not x.is_contiguous() or x.numel() > made.most or not x.is_cpu:
+    made = weight.windows.made.get(x.dtype)
+    if made is None or x.numel() > made.most or not x.is_contiguous() or not x.is_cpu:
         return None
-    shape = x.shape
-    if not shape or shape[-1] != made.columns:
+    shape, values = x.shape, weight.parts["values"]
+    if values is not made.values or values._version != made.version or values.data_ptr() != made.address:
         return None
-    if bias is not None and (
-        bias.dtype not in ROWS_INPUTS or bias.shape != made.rows or not bias.is_cpu or not bias.is_contiguous()
-    ):
+    if not shape or shape[-1] != made.columns or activation not in ACTIVATIONS:
         return None
-    if activation not in ACTIVATIONS or _wants_gradient(x, bias):
+    bias_at, bias_type = 0, 0
+    if bias is not None:
+        if bias.dtype not in ROWS_INPUTS or bias.shape != made.rows or not bias.is_contiguous() or not bias.is_cpu:
+            return None
+        bias_at, bias_type = bias.data_ptr(), ELEMENT_TYPE[bias.dtype]
+    if torch.is_grad_enabled() and _wants_gradient(x, bias):
         return None
     if len(shape) == 2:
         tokens = shape[0]
@@ -134,7 +137,19 @@ def _few_again(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation:
     else:
         tokens = x.numel() // made.columns
         y = x.new_empty(*shape[:-1], made.out)
-    return y if _by_windows(made, y, x, tokens, made.columns, weight.scale, bias, activation) else None
+    done = made.multiply(
+        y.data_ptr(),
+        x.data_ptr(),
+        made.type,
+        tokens,
+        made.columns,
+        0 if weight.scale is None else weight.scale.data_ptr(),
+        bias_at,
+        bias_type,
+        0 if activation == "none" else ACTIVATIONS.index(activation),
+        torch.get_num_threads(),
+    )
+    return y if done else None
 
 
 def _by_windows(
