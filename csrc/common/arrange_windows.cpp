@@ -130,8 +130,7 @@ void SparseWindows::arrange(const KeptWeights& kept) {
         std::iota(order.begin(), order.end(), first);
         std::stable_sort(order.begin(), order.end(),
                          [&](int64_t a, int64_t b) { return rows.length(a) > rows.length(b); });
-        for (int64_t place = 0; place < count; ++place)
-            places_[order[place]] = static_cast<uint8_t>(place);
+        for (int64_t place = 0; place < count; ++place) places_[order[place]] = static_cast<uint8_t>(place);
         for (int64_t slice = 0; slice < kPanelSlices; ++slice) {
             std::vector<Rest> rest(kSliceRows, Rest{nullptr, nullptr});
             for (int64_t lane = 0; lane < kSliceRows && slice * kSliceRows + lane < count; ++lane) {

@@ -88,8 +88,8 @@ struct WindowPairs {
         value = _mm512_loadu_si512(values);
     }
     inline __attribute__((always_inline)) __m512 add(__m512 sum, const BFloat16* low, const BFloat16* high) const {
-        const __m512i met = _mm512_maskz_permutex2var_epi16(there, _mm512_load_si512(low), column,
-                                                            _mm512_load_si512(high));
+        const __m512i met =
+            _mm512_maskz_permutex2var_epi16(there, _mm512_load_si512(low), column, _mm512_load_si512(high));
         return _mm512_dpbf16_ps(sum, (__m512bh)met, (__m512bh)value);
     }
 };

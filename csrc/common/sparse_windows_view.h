@@ -21,21 +21,21 @@ constexpr int64_t kSliceRows = 16;
 constexpr int64_t kWindowPanel = 128;
 constexpr int64_t kPanelSlices = kWindowPanel / kSliceRows;
 constexpr int64_t kVectorWords = 16;  // of 32 bits: the step of singles; that of pairs is twice as many columns
-constexpr uint8_t kThere = 0x80;  // look-ups ignore it
+constexpr uint8_t kThere = 0x80;      // look-ups ignore it
 
 /// Which windows a type of x and a type of values have on an instruction set. The numbers are part of the binding's
 /// contract.
 enum class WindowKind : int { none = 0, singles = 1, pairs = 2 };
 
 struct WindowsView {
-    int64_t out, in;        // of the matrix
-    WindowKind kind;        // singles or pairs
-    ValueType type;         // of the values; bfloat16 for pairs
-    const void* values;     // [slots][kSliceRows][per_row]
-    const uint8_t* offsets; // [slots][kSliceRows][per_row], columns counted from the window's first, with kThere, or 0
-    const uint16_t* steps;  // [slots], the first step of the window
-    const uint8_t* places;  // [panels][kWindowPanel], where in the order of the panel a row is
-    const int64_t* starts;  // [panels · kPanelSlices + 1], first slot of each slice
+    int64_t out, in;         // of the matrix
+    WindowKind kind;         // singles or pairs
+    ValueType type;          // of the values; bfloat16 for pairs
+    const void* values;      // [slots][kSliceRows][per_row]
+    const uint8_t* offsets;  // [slots][kSliceRows][per_row], columns counted from the window's first, with kThere, or 0
+    const uint16_t* steps;   // [slots], the first step of the window
+    const uint8_t* places;   // [panels][kWindowPanel], where in the order of the panel a row is
+    const int64_t* starts;   // [panels · kPanelSlices + 1], first slot of each slice
 
     int64_t panels() const { return (out + kWindowPanel - 1) / kWindowPanel; }
     int64_t per_row() const { return kind == WindowKind::pairs ? 2 : 1; }

@@ -40,8 +40,7 @@ __m512 load_part(const float* source, __mmask16 lanes) {
     return _mm512_maskz_loadu_ps(lanes, source);
 }
 __m512 load_part(const BFloat16* source, __mmask16 lanes) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, source)), 16));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, source)), 16));
 }
 __m512 load_part(const Float16* source, __mmask16 lanes) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, source));
@@ -59,8 +58,7 @@ void store_part(BFloat16* target, __mmask16 lanes, __m512 value) {
     _mm256_mask_storeu_epi16(target, lanes, _mm512_cvtepi32_epi16(_mm512_srli_epi32(right, 16)));
 }
 void store_part(Float16* target, __mmask16 lanes, __m512 value) {
-    _mm256_mask_storeu_epi16(target, lanes,
-                             _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_mask_storeu_epi16(target, lanes, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 // x[step][token][vector]; zeros behind the last column, a whole block of them so that the last window has both its blocks.
@@ -74,7 +72,8 @@ void to_blocks(float* blocks, const Element* x, int64_t stride, int64_t tokens, 
                             load_part(x + token * stride + step * kVectorWords, first_lanes(left)));
         }
 }
-void to_blocks(BFloat16* blocks, const BFloat16* x, int64_t stride, int64_t tokens, int64_t width, int64_t in) {
+[[maybe_unused]] void to_blocks(BFloat16* blocks, const BFloat16* x, int64_t stride, int64_t tokens, int64_t width,
+                                int64_t in) {
     constexpr int64_t wide = 2 * kVectorWords;
     const int64_t steps = (in + wide - 1) / wide + 1;
     for (int64_t token = 0; token < width; ++token)

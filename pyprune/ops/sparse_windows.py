@@ -30,8 +30,8 @@ FEW = 8
 class Made:
     """Windows of a weight as one type of ``x`` wants them, and the values that they were made of."""
 
-    multiply: Any  # of the extension's SparseWindows
-    matrix: Any  # the SparseWindows themselves
+    multiply: Any  # the extension's multiply_windows
+    matrix: Any  # its SparseWindows
     type: int  # of x, as the extension counts
     out: int
     columns: int
@@ -110,7 +110,7 @@ class Windows:
         same = [made.matrix for made in self.made.values() if kind(made.type) == wanted]
         matrix = same[0] if same else _arrange(weight, wanted, number)
         return Made(
-            matrix.multiply,
+            extension.multiply_windows,
             matrix,
             ELEMENT_TYPE[dtype],
             *shape,

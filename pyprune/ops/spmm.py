@@ -138,6 +138,7 @@ def _few_again(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation:
         tokens = x.numel() // made.columns
         y = x.new_empty(*shape[:-1], made.out)
     done = made.multiply(
+        made.matrix,
         y.data_ptr(),
         x.data_ptr(),
         made.type,
@@ -164,6 +165,7 @@ def _by_windows(
 ) -> bool:
     """Fill ``y``; False where the environment asks for something else."""
     done: bool = made.multiply(
+        made.matrix,
         y.data_ptr(),
         x.data_ptr(),
         made.type,

@@ -139,7 +139,7 @@ def test_does_not_read_or_write_outside(dtype, generator):
     y = torch.full((6, 67), torch.nan, dtype=dtype)
     x = big[1:-1, 20:141].contiguous()
     made = weight.windows.made[dtype]
-    assert made.multiply(y[1].data_ptr(), x.data_ptr(), made.type, 4, 121, 0, 0, 0, 0, 1)
+    assert made.multiply(made.matrix, y[1].data_ptr(), x.data_ptr(), made.type, 4, 121, 0, 0, 0, 0, 1)
     assert bool(y[[0, -1]].isnan().all())
     assert bool(y[1:-1].isfinite().all())
 
@@ -297,3 +297,25 @@ def test_a_layer_of_bfloat16_with_its_bias(generator):
         assert torch.bfloat16 in sparse.sparse.windows.made
         assert error(got, x, sparse.sparse, sparse.bias) <= SPMM[torch.bfloat16]
         assert torch.equal(sparse(x), got)
+
+
+@windowed
+def test_numbers_that_do_not_fit(generator):
+    weight = ops.prepare(random_sparse(20, 30, generator))
+    x, y = torch.randn(1, 30, generator=generator), torch.empty(1, 20)
+    by_windows(x, weight)
+    made = weight.windows.made[torch.float32]
+    good = [y.data_ptr(), x.data_ptr(), 0, 1, 30, 0, 0, 0, 0, 1]
+    for place, bad, words in (
+        (0, 0, "null"), (1, 0, "null"), (2, 3, "x must be"), (3, -1, "negative"), (4, -1, "negative"),
+        (7, 3, "bias must be"), (8, 3, "activation"), (9, 0, "threads"), (9, 5000, "threads"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            made.multiply(made.matrix, *good[:place], bad, *good[place + 1 :])
+    with pytest.raises(TypeError, match="ten numbers"):
+        made.multiply(made.matrix, *good[1:])
+    with pytest.raises(TypeError):
+        made.multiply(made.matrix, None, *good[1:])
+    with pytest.raises((TypeError, RuntimeError)):
+        made.multiply(x, *good)
+    assert made.multiply(made.matrix, *good)
