@@ -4,6 +4,7 @@
 #include "bindings_checks.h"
 #include "bindings_encoder.h"
 #include "bindings_sparse.h"
+#include "bindings_windows.h"
 #include "common/dispatch.h"
 #include "common/scratch.h"
 
@@ -338,6 +339,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("swap", &bound::swap);
     module.def("draw_counts", &bound::draw_counts);
     bound::bind_sparse(module);
+    bound::bind_windows(module);
     bound::bind_encoder(module);
 #if defined(PYPRUNE_HAS_CUDA)
     bound::bind_cuda(module);

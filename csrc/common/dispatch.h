@@ -4,6 +4,7 @@
 
 #include "element_type.h"
 #include "sparse_rows_view.h"
+#include "sparse_windows_view.h"
 
 #include <cstdint>
 #include <string>
@@ -36,6 +37,8 @@ struct Kernels {
     decltype(&baseline::draw_counts) draw_counts;
     decltype(&baseline::spmm) spmm;
     decltype(&baseline::spmm_tile) spmm_tile;
+    decltype(&baseline::spmm_windows) spmm_windows;
+    decltype(&baseline::window_kind) window_kind;
     decltype(&baseline::encoder) encoder;
 };
 

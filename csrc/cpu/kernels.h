@@ -6,6 +6,7 @@
 #include "../common/element_type.h"
 #include "../common/encoder_view.h"
 #include "../common/sparse_rows_view.h"
+#include "../common/sparse_windows_view.h"
 
 namespace pyprune {
 namespace PYPRUNE_ISA {
@@ -66,6 +67,11 @@ void spmm(void* y, const void* x, ElementType type, int64_t tokens, int64_t stri
           const float* scale, const float* bias, Activation activation, bool pairs, int threads);
 
 int64_t spmm_tile(int64_t in, double density, bool pairs);
+
+void spmm_windows(void* y, const void* x, ElementType type, int64_t tokens, int64_t stride, const WindowsView& w,
+                  const float* scale, const void* bias, ElementType bias_type, Activation activation, int threads);
+
+WindowKind window_kind(ElementType type, ValueType values);
 
 void encoder(float* out, const float* hidden, const uint8_t* keep, const EncoderShape& shape,
              const EncoderLayer* layers, int64_t count, int threads);

@@ -28,6 +28,7 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.ops import semi_structured, sparse_rows, sparse_tiles
 from pyprune.ops.places import Places
+from pyprune.ops.sparse_windows import Windows
 
 STORED = ("dense", "bitmask", "nm", "block")
 VALUE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -52,6 +53,8 @@ class SparseWeight:
         ``(keep, of)`` of "nm", ``(rows, cols)`` of "block", the kernel's own of an arrangement, else ``(1, 1)``.
     places : Places
         For kernels: what they made of the addresses of the parts.
+    windows : Windows
+        Of "rows": the same matrix as few tokens are multiplied by, made when it is first wanted.
     """
 
     shape: tuple[int, int]
@@ -60,6 +63,7 @@ class SparseWeight:
     scale: Tensor | None = None
     geometry: tuple[int, int] = (1, 1)
     places: Places = field(default_factory=Places, init=False, repr=False)
+    windows: Windows = field(default_factory=Windows, init=False, repr=False)
 
     @property
     def values(self) -> Tensor:

@@ -3,29 +3,103 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from pyprune import backends
 from pyprune.errors import InputError
 from pyprune.ops.sparse_weight import VALUE_TYPES
+from pyprune.ops.sparse_windows import FEW
 
-# Nanoseconds on one core of a Zen 3 (AVX2) in float32, calls from Python: fitted by hand to what
-# benchmarks/bench_spmm.py gave from 384 x 384 to 4096 x 4096, 1 to 128 tokens, 5 to 50 % kept, and to runs at up
-# to 100 %. Only their ratios matter.
-CALL, DENSE_CALL = 10_000.0, 3_000.0
-KEPT = {1: 0.39, 8: 0.51, 16: 0.61, 32: 0.92}  # a kept weight, by the tokens of its block
-ROW = {1: 3.0, 8: 4.0, 16: 5.0, 32: 8.0}  # a row of a tile of columns
-LAYOUT = 0.6  # an element of x or y, there and back
-DENSE_ONE, DENSE_ONE_UNCACHED = 0.13, 0.18  # a weight of torch's linear with one token
-DENSE_READ, DENSE_TOKEN = 0.5, 0.02  # with more: a weight, and each token of it
 CACHED = 8 << 20  # weights
-TILE = 224
-# Widening with one token, measured at 768 x 768; with more tokens it does not show.
-WIDEN = {torch.float32: 1.0, torch.bfloat16: 1.3, torch.float16: 1.1, torch.int8: 1.1}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Costs of products by "rows" and of torch's linear beside them: nanoseconds on one core, calls from Python.
+
+    Only their ratios matter. Fitted by hand to what benchmarks/bench_spmm.py gave.
+    """
+
+    call: float
+    dense_call: float
+    tile: int  # columns
+    kept: Mapping[int, float]  # a kept weight, by the tokens of its block
+    row: Mapping[int, float]  # a row of a tile of columns
+    layout: float  # an element of x or y, there and back
+    dense_one: float  # a weight of torch's linear with one token
+    dense_one_uncached: float
+    dense_read: float  # with more: a weight, and each token of it
+    dense_token: float
+    widen: Mapping[torch.dtype, float]  # values, with one token; with more tokens it does not show
+
+
+# Zen 3 in float32, from 384 x 384 to 4096 x 4096, 1 to 128 tokens, 5 to 50 % kept, and runs at up to 100 %.
+_AVX2 = Rows(
+    call=10_000.0,
+    dense_call=3_000.0,
+    tile=224,
+    kept={1: 0.39, 8: 0.51, 16: 0.61, 32: 0.92},
+    row={1: 3.0, 8: 4.0, 16: 5.0, 32: 8.0},
+    layout=0.6,
+    dense_one=0.13,
+    dense_one_uncached=0.18,
+    dense_read=0.5,
+    dense_token=0.02,
+    widen={torch.float32: 1.0, torch.bfloat16: 1.3, torch.float16: 1.1, torch.int8: 1.1},
+)
+# Zen 5, 384 x 384 to 4096 x 4096, 9 to 512 tokens (fewer are multiplied by windows), 5 to 50 % kept: beside torch's float32,
+# and pairs (AVX-512 BF16) beside its bfloat16.
+_AVX512 = Rows(
+    call=5_000.0,
+    dense_call=1_700.0,
+    tile=128,
+    kept={16: 0.27, 32: 0.36, 64: 0.62},
+    row={16: 1.0, 32: 1.0, 64: 2.4},
+    layout=0.15,
+    dense_one=0.052,
+    dense_one_uncached=0.1,
+    dense_read=0.03,
+    dense_token=0.0083,
+    widen=dict.fromkeys(VALUE_TYPES, 1.0),
+)
+_PAIRS512 = replace(
+    _AVX512,
+    dense_call=10_000.0,
+    tile=256,
+    kept={32: 0.26, 64: 0.44},
+    row={32: 1.0, 64: 2.0},
+    layout=0.12,
+    dense_read=0.06,
+    dense_token=0.0043,
+)
 # torch has vectors of its own choice where our kernels were built, or forced, to the baseline.
 BASELINE = 2.5
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Costs of few tokens by windows, and of torch's linear beside them; units and fit as those of :class:`Rows`."""
+
+    call: float
+    padding: float  # places of padding, by weights of the dense matrix
+    place: float  # of a weight or of padding
+    token: float  # each token of it
+    dense_call: float
+    dense_one: float  # a weight of torch's linear with one token
+    dense_read: float  # with more: a weight, and each token of it
+    dense_token: float
+    dense_uncached: float  # times as long where the weights are not in the cache
+
+
+# Zen 5, 384 x 384 to 4096 x 4096, 1 to 8 tokens, 5 to 50 % kept: singles beside torch's float32, and pairs (AVX-512 BF16)
+# beside its bfloat16.
+SINGLES = Windows(2_600.0, 0.053, 0.024, 0.020, 1_700.0, 0.052, 0.06, 0.02, 2.0)
+PAIRS = Windows(2_600.0, 0.036, 0.016, 0.0103, 12_000.0, 0.055, 0.051, 0.003, 1.7)
+FAR = 32 << 20  # bytes of windows that come from memory
+FAR_BYTE = 0.028
 
 
 @dataclass(frozen=True)
@@ -52,8 +126,8 @@ def faster(
     tokens : int
         Rows of x in a call.
     isa : str, optional
-        Instruction set; by default this process's. The measurements are those of AVX2; with wider vectors both sides
-        are taken to gain alike.
+        Instruction set; by default this process's. With values in bfloat16 and AVX-512 BF16 x is taken to be bfloat16 too,
+        and the dense product; else all is as with x in float32.
 
     Raises
     ------
@@ -71,7 +145,15 @@ def faster(
     isa = backends.instructions() if isa is None else isa
     if isa == "none":
         return Verdict("dense", f"{what}: the compiled kernel is missing")
-    ratio = _sparse(out, columns, density, dtype, tokens, isa) / _dense(out, columns, tokens)
+    if isa.startswith("avx512") and 0 < tokens <= FEW:
+        windows = PAIRS if isa == "avx512bf16" and dtype == torch.bfloat16 else SINGLES
+        ratio = _by_windows(windows, out * columns, density, dtype, tokens) / _beside(windows, out * columns, tokens)
+    else:
+        rows = _AVX2
+        if isa.startswith("avx512"):
+            rows = _PAIRS512 if isa == "avx512bf16" and dtype == torch.bfloat16 else _AVX512
+        slower = BASELINE if isa == "baseline" else 1.0
+        ratio = _by_rows(rows, out, columns, density, dtype, tokens, slower) / _dense(rows, out * columns, tokens)
     return Verdict(
         "sparse" if ratio <= 1 else "dense", f"{what}: estimated {ratio:.2g} x the time of the dense product"
     )
@@ -94,19 +176,33 @@ def described(function: str, out: int, columns: int, density: float, dtype: torc
     return f"{density:.0%} of {out} x {columns} kept, {tokens} tokens".replace("%", " %")
 
 
-def _sparse(out: int, columns: int, density: float, dtype: torch.dtype, tokens: int, isa: str) -> float:
-    blocks = dict.fromkeys(KEPT, 0)
-    blocks[32] = tokens // 32
-    rest = tokens % 32
+def _by_rows(
+    costs: Rows, out: int, columns: int, density: float, dtype: torch.dtype, tokens: int, slower: float
+) -> float:
+    blocks, widest = dict.fromkeys(costs.kept, 0), max(costs.kept)
+    blocks[widest] = tokens // widest
+    rest = tokens % widest
     if rest:
-        blocks[1 if tokens == 1 else min(size for size in (8, 16, 32) if size >= rest)] += 1
-    kept, segments = density * out * columns, out * max(1, -(-columns // TILE))
-    work = sum(count * (KEPT[size] * kept + ROW[size] * segments) for size, count in blocks.items())
-    work *= WIDEN[dtype] if tokens == 1 else 1.0
-    layout = LAYOUT * tokens * (out + columns) if tokens > 1 else 0.0
-    return CALL + (work + layout) * (BASELINE if isa == "baseline" else 1.0)
+        blocks[min(size for size in costs.kept if size >= rest and (size > 1 or tokens == 1))] += 1
+    kept, segments = density * out * columns, out * max(1, -(-columns // costs.tile))
+    work = sum(count * (costs.kept[size] * kept + costs.row[size] * segments) for size, count in blocks.items())
+    work *= costs.widen[dtype] if tokens == 1 else 1.0
+    layout = costs.layout * tokens * (out + columns) if tokens > 1 else 0.0
+    return costs.call + (work + layout) * slower
 
 
-def _dense(out: int, columns: int, tokens: int) -> float:
-    one = DENSE_ONE if out * columns <= CACHED else DENSE_ONE_UNCACHED
-    return DENSE_CALL + (one if tokens <= 1 else DENSE_READ + DENSE_TOKEN * tokens) * out * columns
+def _dense(costs: Rows, weights: int, tokens: int) -> float:
+    one = costs.dense_one if weights <= CACHED else costs.dense_one_uncached
+    return costs.dense_call + (one if tokens <= 1 else costs.dense_read + costs.dense_token * tokens) * weights
+
+
+def _by_windows(costs: Windows, weights: int, density: float, dtype: torch.dtype, tokens: int) -> float:
+    places = (density + costs.padding) * weights
+    size = (dtype.itemsize if costs is SINGLES else 2) + 1
+    each = costs.place + costs.token * tokens
+    return costs.call + places * (max(each, FAR_BYTE * size) if places * size > FAR else each)
+
+
+def _beside(costs: Windows, weights: int, tokens: int) -> float:
+    each = costs.dense_one if tokens == 1 else costs.dense_read + costs.dense_token * tokens
+    return costs.dense_call + each * weights * (1.0 if weights <= CACHED else costs.dense_uncached)

@@ -113,10 +113,11 @@ class SparseLinear(nn.Module):
         """Shape ``(..., in)`` to ``(..., out)``."""
         if self.values is not None:
             return nn.functional.linear(x, self.weight, self.bias)
-        device = x.device.type
+        device = "cpu" if x.is_cpu else x.device.type
         if torch.is_autocast_enabled(device) and x.is_floating_point() and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(device))
-        return spmm(x, self.sparse, self.bias)
+        bias = self._parameters.get("bias")  # a module's attribute takes as long to find as a tenth of a small product
+        return spmm(x, self.sparse, self.bias if bias is None else bias)
 
     @property
     def weight(self) -> Tensor:

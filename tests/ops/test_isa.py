@@ -27,7 +27,7 @@ from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, encoder_r
 g = torch.Generator().manual_seed(5)
 worst = dict.fromkeys(
     ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap",
-     "spmm", "encoder"),
+     "spmm", "spmm_half", "encoder"),
     0.0,
 )
 def note(op, got, wanted):
@@ -68,10 +68,15 @@ for out, columns in ((1, 1), (3, 5), (64, 97), (67, 193), (130, 1031)):
     mask = torch.rand(out, columns, generator=g) < 0.4
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
         weight = ops.compress(torch.randn(out, columns, generator=g), mask, dtype=dtype)
-        for tokens in (1, 2, 9, 17, 33, 65, 130):
+        for tokens in (1, 2, 3, 5, 8, 9, 17, 33, 65, 130):
             x = torch.randn(tokens, columns, generator=g)
             wanted = torch.nn.functional.gelu(x.double() @ weight.to_dense(torch.float64).T)
             note("spmm", ops.spmm(x, weight, activation="gelu"), wanted)
+            prepared = ops.prepare(weight)
+            note("spmm", ops.spmm(x, prepared, activation="gelu"), wanted)
+            half = x.bfloat16()
+            wanted = half.double() @ weight.to_dense(torch.float64).T
+            note("spmm_half", ops.spmm(half, prepared), wanted)
 for hidden, inner, width, head in ((1, 1, 1, 1), (17, 35, 21, 7), (64, 130, 64, 32)):
     for format in ("dense", "bitmask"):
         shapes = ((3 * width, hidden), (hidden, width), (inner, hidden), (hidden, inner))
@@ -85,8 +90,13 @@ for hidden, inner, width, head in ((1, 1, 1, 1), (17, 35, 21, 7), (64, 130, 64, 
         heads = flat_heads(layer, head)
         wanted = encoder_reference(x, keep, parts, formats, sizes, heads, [vectors], head, "gelu_tanh", 1e-5)
         note("encoder", ops.encoder(x, [layer], keep, head=head, activation="gelu_tanh", eps=1e-5), wanted)
-print(json.dumps({"isa": backends.extension().build_info()["isa"], "worst": worst}))
+kinds = [[backends.extension().window_kind(x, values, 8) for values in range(4)] for x in range(3)]
+print(json.dumps({"isa": backends.extension().build_info()["isa"], "worst": worst, "windows": kinds}))
 """
+
+
+# By the types of x (float32, bfloat16, float16) and of values (these and int8): none, one weight a slot, two.
+WINDOWS = {"avx512": [[1] * 4] * 3, "avx512bf16": [[1] * 4, [1, 2, 1, 2], [1] * 4]}
 
 
 def run(isa):
@@ -102,6 +112,8 @@ def test_matches_float64(isa):
     assert result["isa"] == isa
     assert result["worst"]["gram"] <= 2e-6
     assert max(result["worst"][op] for op in ("spmm", "encoder")) <= 2e-6
+    assert result["worst"]["spmm_half"] <= 4.1e-3
+    assert result["windows"] == WINDOWS.get(isa, [[0] * 4] * 3)
     assert result["worst"]["cross_gram"] <= 2e-5  # scaled by the result, which cancels; see test_cross_gram
     solving = ("masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap")
     assert max(result["worst"][op] for op in solving) <= 1e-8

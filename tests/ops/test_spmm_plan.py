@@ -30,9 +30,27 @@ def test_agrees_with_what_was_measured(shape, tokens, wins, loses):
     assert verdict(*shape, loses, tokens) == "dense"
 
 
+# The same with windows, one core of a Zen 5: one token in float32 is even where everything is kept.
+@pytest.mark.parametrize(
+    ("dtype", "isa", "shape", "tokens", "wins", "loses"),
+    [
+        (torch.float32, "avx512bf16", (768, 768), 1, 0.5, None),
+        (torch.float32, "avx512", (384, 384), 1, 0.5, None),
+        (torch.float32, "avx512", (768, 3072), 8, 0.5, None),
+        (torch.bfloat16, "avx512bf16", (768, 768), 1, 0.5, None),
+        (torch.bfloat16, "avx512bf16", (3072, 768), 8, 0.5, 1.0),
+        (torch.int8, "avx512bf16", (3072, 768), 1, 0.3, None),
+    ],
+)
+def test_agrees_with_what_was_measured_with_windows(dtype, isa, shape, tokens, wins, loses):
+    assert verdict(*shape, wins, tokens, dtype, isa) == "sparse"
+    assert loses is None or verdict(*shape, loses, tokens, dtype, isa) == "dense"
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16"])
 @pytest.mark.parametrize("tokens", [1, 2, 8, 9, 32, 33, 500])
-def test_less_density_never_turns_it_dense(tokens):
-    verdicts = [verdict(768, 768, density / 50, tokens) for density in range(51)]
+def test_less_density_never_turns_it_dense(tokens, isa):
+    verdicts = [verdict(768, 768, density / 50, tokens, torch.bfloat16, isa) for density in range(51)]
     assert verdicts == sorted(verdicts, key=["sparse", "dense"].index)
 
 
