@@ -126,7 +126,7 @@ def test_every_triton_kernel_is_interpreted_and_compiled():
 # What ops share, in their room.
 SHARED = {
     *("__init__", "library", "masked_systems", "places", "sparse_weight", "sparse_rows", "sparse_tiles"),
-    *("sparse_windows", "semi_structured", "spmm_plan", "spmm_gpu", "gpu_plan", "tile_products"),
+    *("sparse_windows", "semi_structured", "spmm_plan", "spmm_few", "spmm_gpu", "gpu_plan", "tile_products"),
     *("exponential_race", "races"),
 }
 

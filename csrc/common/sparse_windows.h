@@ -23,6 +23,16 @@ namespace PYPRUNE_ISA {
 
 constexpr int64_t kFewTokens = 8;
 
+// All lanes: GCC 12 takes the unmasked forms of some instructions for uses of what is not initialised.
+constexpr __mmask16 kAll = static_cast<__mmask16>(-1);
+
+inline __m512i words_of(__m128i bytes) {
+    return _mm512_maskz_cvtepu8_epi32(kAll, bytes);
+}
+inline __m512 of_upper_halves(__m256i halves) {
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(kAll, _mm512_maskz_cvtepu16_epi32(kAll, halves), 16));
+}
+
 // table[index] for 16 · vectors floats, by as many bits of the index as that takes.
 template <int vectors>
 inline __attribute__((always_inline)) __m512 look_up(__m512i index, const float* table) {
@@ -39,14 +49,14 @@ inline __m512 load_lanes(const float* source) {
     return _mm512_loadu_ps(source);
 }
 inline __m512 load_lanes(const BFloat16* source) {
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+    return of_upper_halves(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
 }
 inline __m512 load_lanes(const Float16* source) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+    return _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
 }
 inline __m512 load_lanes(const int8_t* source) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source))));
+    return _mm512_maskz_cvtepi32_ps(
+        kAll, _mm512_maskz_cvtepi8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(source))));
 }
 
 // The weights of a slot, and what they add to the sums of one token. A block of x is one vector wide.
@@ -63,7 +73,7 @@ struct WindowSingles {
     inline __attribute__((always_inline)) void read(const Value* values, const uint8_t* offsets) {
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets));
         there = _mm_movepi8_mask(bytes);
-        column = _mm512_cvtepu8_epi32(bytes);
+        column = words_of(bytes);
         value = load_lanes(values);
     }
     inline __attribute__((always_inline)) __m512 add(__m512 sum, const float* low, const float* high) const {
@@ -84,7 +94,7 @@ struct WindowPairs {
     inline __attribute__((always_inline)) void read(const Value* values, const uint8_t* offsets) {
         const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets));
         there = _mm256_movepi8_mask(bytes);
-        column = _mm512_cvtepu8_epi16(bytes);
+        column = _mm512_maskz_cvtepu8_epi16(static_cast<__mmask32>(-1), bytes);
         value = _mm512_loadu_si512(values);
     }
     inline __attribute__((always_inline)) __m512 add(__m512 sum, const BFloat16* low, const BFloat16* high) const {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arrangement "windows" of a weight, by which a CPU with AVX-512 multiplies few tokens.
 
-``csrc/common/sparse_windows_view.h`` describes it. It is made beside the arrangement "rows" when a weight first meets few
-tokens, once for all types of ``x`` that want the same, and is no part of the weight: copies, files and ``nbytes`` are
-without it. :attr:`Windows.nbytes` says what it takes: with a tenth kept about 4 bytes a kept weight where ``x`` is
+``csrc/common/sparse_windows_view.h`` describes it. It is made beside the arrangement "rows" when a weight first meets
+few tokens, once for all types of ``x`` that want the same, and is no part of the weight: copies, files and ``nbytes``
+are without it. :attr:`Windows.nbytes` says what it takes: with a tenth kept about 4 bytes a kept weight where ``x`` is
 bfloat16 and values are bfloat16 or int8, else the bytes of a value and one more, by 0.64.
 """
 
@@ -123,6 +123,7 @@ class Windows:
 
 
 def _arrange(weight: SparseWeight, kind: int, number: int) -> Any:
+    sparse_rows.view(weight.parts, weight.shape, weight.geometry)  # whether they belong together
     kept = sparse_rows.places(weight.parts, weight.shape, weight.geometry)
     rows, columns, places = (found.contiguous() for found in kept)
     lists = (rows.data_ptr(), columns.data_ptr(), places.data_ptr(), len(rows))

@@ -12,14 +12,11 @@ from torch import Tensor
 
 from pyprune import backends
 from pyprune.errors import InputError
-from pyprune.ops import library, semi_structured, sparse_rows, sparse_tiles, spmm_gpu
-from pyprune.ops.library import ELEMENT_TYPE
+from pyprune.ops import library, semi_structured, sparse_rows, sparse_tiles, spmm_few, spmm_gpu
 from pyprune.ops.sparse_weight import SparseWeight, restore, to_dense
-from pyprune.ops.sparse_windows import FEW, Made
 
-ACTIVATIONS = ("none", "gelu", "relu")  # by the numbers of csrc/common/sparse_rows_view.h
-
-ROWS_INPUTS = (torch.float32, torch.bfloat16, torch.float16)  # of the compiled kernel
+ACTIVATIONS = spmm_few.ACTIVATIONS
+ROWS_INPUTS = spmm_few.INPUTS
 
 # The order in which the parts of a format are handed to the op.
 PARTS = {
@@ -73,11 +70,11 @@ def spmm(
     >>> spmm(torch.tensor([[1.0, 2.0, 3.0]]), compress(torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 1.0]])))
     tensor([[4., 4.]])
     """
-    few = _few_again(x, weight, bias, activation)
+    few = spmm_few.again(x, weight, bias, activation)
     if few is not None:
         return few
     if _direct(x, weight, bias, activation):
-        few = _spmm_few(x, weight, bias, activation)
+        few = spmm_few.first(x, weight, bias, activation)
         return _spmm_rows(x, weight, bias, activation) if few is None else few
     library.check_float("spmm", x=x)
     if not isinstance(weight, SparseWeight):
@@ -90,7 +87,7 @@ def spmm(
         library.check_float("spmm", bias=bias)
         library.check_shape("spmm", "bias", bias, weight.shape[:1])
     library.check_same_device("spmm", x, weight.values, bias)
-    fused = "none" if _wants_gradient(x, bias) else activation
+    fused = "none" if spmm_few.wants_gradient(x, bias) else activation
     y: Tensor = _spmm(
         x,
         [weight.parts[name] for name in PARTS[weight.format]],
@@ -102,82 +99,6 @@ def spmm(
         fused,
     )
     return y if fused == activation else _activate(y, activation)
-
-
-def _wants_gradient(x: Tensor, bias: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-
-
-def _few_again(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor | None:
-    """The product of few tokens with a weight that met few before; None where that is not so, or anything is unusual.
-
-    Such a product takes as long as a few lines of Python: nothing is asked twice, and what does not fit goes the long
-    way, and to an error there.
-    """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or type(weight) is not SparseWeight:
-        return None
-    made = weight.windows.made.get(x.dtype)
-    if made is None or x.numel() > made.most or not x.is_contiguous() or not x.is_cpu:
-        return None
-    shape, values = x.shape, weight.parts["values"]
-    if values is not made.values or values._version != made.version or values.data_ptr() != made.address:
-        return None
-    if not shape or shape[-1] != made.columns or activation not in ACTIVATIONS:
-        return None
-    bias_at, bias_type = 0, 0
-    if bias is not None:
-        if bias.dtype not in ROWS_INPUTS or bias.shape != made.rows or not bias.is_contiguous() or not bias.is_cpu:
-            return None
-        bias_at, bias_type = bias.data_ptr(), ELEMENT_TYPE[bias.dtype]
-    if torch.is_grad_enabled() and _wants_gradient(x, bias):
-        return None
-    if len(shape) == 2:
-        tokens = shape[0]
-        y = x.new_empty(tokens, made.out)
-    else:
-        tokens = x.numel() // made.columns
-        y = x.new_empty(*shape[:-1], made.out)
-    done = made.multiply(
-        made.matrix,
-        y.data_ptr(),
-        x.data_ptr(),
-        made.type,
-        tokens,
-        made.columns,
-        0 if weight.scale is None else weight.scale.data_ptr(),
-        bias_at,
-        bias_type,
-        0 if activation == "none" else ACTIVATIONS.index(activation),
-        torch.get_num_threads(),
-    )
-    return y if done else None
-
-
-def _by_windows(
-    made: Made,
-    y: Tensor,
-    x: Tensor,
-    tokens: int,
-    stride: int,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    activation: str,
-) -> bool:
-    """Fill ``y``; False where the environment asks for something else."""
-    done: bool = made.multiply(
-        made.matrix,
-        y.data_ptr(),
-        x.data_ptr(),
-        made.type,
-        tokens,
-        stride,
-        0 if scale is None else scale.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        0 if bias is None else ELEMENT_TYPE[bias.dtype],
-        0 if activation == "none" else ACTIVATIONS.index(activation),
-        torch.get_num_threads(),
-    )
-    return done
 
 
 def _direct(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> bool:
@@ -194,7 +115,7 @@ def _direct(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: st
         and x.shape[-1] == weight.shape[1]
         and (bias is None or (bias.dtype in ROWS_INPUTS and bias.is_cpu and bias.shape == weight.shape[:1]))
         and activation in ACTIVATIONS
-        and not _wants_gradient(x, bias)
+        and not spmm_few.wants_gradient(x, bias)
         and backends.choose("spmm", "cpu").backend == "cpp"
     )
 
@@ -297,22 +218,6 @@ def _spmm_by(
 backends.implements("spmm", "cuda")(functools.partial(_spmm_by, "cuda"))
 backends.implements("spmm", "triton")(functools.partial(_spmm_by, "triton"))
 backends.implements("spmm", "torch")(functools.partial(_spmm_by, "torch"))
-
-
-def _spmm_few(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor | None:
-    """The product of few tokens, by windows that are made if need be; None where there are none, or more tokens."""
-    out, columns = weight.shape
-    if not 0 < x.numel() <= FEW * columns:
-        return None
-    made = weight.windows.prepared(weight, x.dtype)
-    if made is None:
-        return None
-    flat = x if x.dim() == 2 and x.stride(1) == 1 else library.flatten_tokens("spmm", "x", x)
-    y = flat.new_empty(flat.shape[0], out)
-    bias = None if bias is None else bias.contiguous()
-    if not _by_windows(made, y, flat, flat.shape[0], flat.stride(0), weight.scale, bias, activation):
-        return None
-    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], out)
 
 
 def _spmm_rows(x: Tensor, weight: SparseWeight, bias: Tensor | None, activation: str) -> Tensor:

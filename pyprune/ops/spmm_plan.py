@@ -94,8 +94,8 @@ class Windows:
     dense_uncached: float  # times as long where the weights are not in the cache
 
 
-# Zen 5, 384 x 384 to 4096 x 4096, 1 to 8 tokens, 5 to 50 % kept: singles beside torch's float32, and pairs (AVX-512 BF16)
-# beside its bfloat16.
+# Zen 5, 384 x 384 to 4096 x 4096, 1 to 8 tokens, 5 to 50 % kept: singles beside torch's float32, and pairs (AVX-512
+# BF16) beside its bfloat16.
 SINGLES = Windows(2_600.0, 0.053, 0.024, 0.020, 1_700.0, 0.052, 0.06, 0.02, 2.0)
 PAIRS = Windows(2_600.0, 0.036, 0.016, 0.0103, 12_000.0, 0.055, 0.051, 0.003, 1.7)
 FAR = 32 << 20  # bytes of windows that come from memory
