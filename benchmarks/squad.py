@@ -4,8 +4,9 @@
     python benchmarks/squad.py MODEL train.json OUTPUT --epochs 3 --bf16
 
 starts from the encoder of MODEL, whatever its head, keeps the embeddings as they are, and writes a checkpoint that
-`bench_structured.py --answers` prunes. `--bf16` rounds the products of training to bfloat16; weights stay float32. Answers whose place in the passage is not stated (`answer_start` -1) are left
-out of training; they count for F1 and exact match.
+`bench_structured.py --answers` prunes. `--bf16` rounds the products of training to bfloat16; weights stay float32.
+Answers whose place in the passage is not stated (`answer_start` -1) are left out of training; they count for F1 and
+exact match.
 """
 
 from __future__ import annotations
