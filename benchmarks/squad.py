@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Question answering in SQuAD's layout: reading, spans of answers, F1 and exact match, and fine-tuning a small model.
 
-    python benchmarks/squad.py MODEL train.json OUTPUT --epochs 2
+    python benchmarks/squad.py MODEL train.json OUTPUT --epochs 3 --bf16
 
 starts from the encoder of MODEL, whatever its head, keeps the embeddings as they are, and writes a checkpoint that
-`bench_structured.py --answers` prunes. Answers whose place in the passage is not stated (`answer_start` -1) are left
-out of training; they count for F1 and exact match.
+`bench_structured.py --answers` prunes. `--bf16` rounds the products of training to bfloat16; weights stay float32.
+Answers whose place in the passage is not stated (`answer_start` -1) are left out of training; they count for F1 and
+exact match.
 """
 
 from __future__ import annotations
@@ -168,7 +169,15 @@ def targets(row: dict[str, Any], question: Question) -> tuple[int, int] | None:
 
 
 def train(
-    model: nn.Module, tokenizer: Any, questions: Sequence[Question], *, epochs: int, rate: float, batch: int, seed: int
+    model: nn.Module,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    epochs: int,
+    rate: float,
+    batch: int,
+    seed: int,
+    bf16: bool = False,
 ) -> None:
     """Fine-tune all but the embeddings: AdamW, warm-up of 6 % and linear decay; batches of like lengths, shuffled."""
     encoded = encode(tokenizer, questions)
@@ -192,7 +201,8 @@ def train(
         order.shuffle(every)
         for numbers, inputs in every:
             starts, ends = spots[numbers].T
-            loss = model(**inputs, start_positions=starts, end_positions=ends).loss
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = model(**inputs, start_positions=starts, end_positions=ends).loss
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
@@ -217,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rows", type=int, help="so many questions only")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bf16", action="store_true", help="products in bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -232,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rate=options.rate,
         batch=options.batch,
         seed=options.seed,
+        bf16=options.bf16,
     )
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyprune.errors import InputError
 from pyprune.methods.kwon import fisher_masks
 from pyprune.methods.objectives import Predictions
-from pyprune.methods.unit_run import OUT, UnitRun, choose, fit, gather_moments, measure
+from pyprune.methods.unit_run import OUT, UnitRun, choose, columns_of, fit, gather_moments, measure
 from pyprune.models.sublayers import ResidualStreams, SubLayer
 from pyprune.stats import energies, grouped
 
@@ -78,9 +78,11 @@ class KPrune:
         run.progress.start(run.resumed + steps, "embedding the calibration text")
         streams = run.streams()
         ahead = self._ahead(run, streams)
-        with run.timed("embed"):
-            outputs = zip(streams.outputs(0), streams.keep, strict=True)
-            dense = [run.objective.read(output, keep) for output, keep in outputs]
+        dense: list[Predictions] = []
+        if run.resumed and not ahead:  # else the first measurement is of the dense model, and finds them
+            with run.timed("embed"):
+                outputs = streams.outputs(0, first_only=run.objective.first_only)
+                dense += [run.objective.read(*pair) for pair in zip(outputs, streams.keep, strict=True)]
         budget = run.budget(run.share)
         for number, block in enumerate(run.adapter.blocks(run.model)):
             teacher = copy.deepcopy(block)
@@ -101,23 +103,27 @@ class KPrune:
         streams: ResidualStreams,
         teacher: nn.Module,
         part: SubLayer,
-        dense: Sequence[Predictions],
+        dense: list[Predictions],
         budget: int,
         kept: Tensor | None,
     ) -> None:
-        """One sub-layer; ``budget`` is for it and all above, ``kept`` its mask if that was chosen ahead."""
+        """One sub-layer; ``budget`` is for it and all above, ``kept`` its mask if that was chosen ahead.
+
+        ``dense`` is filled by the first of all.
+        """
         above, block = run.parts[part.index :], run.adapter.blocks(run.model)[part.block]
         notes: list[str] = []
         if kept is None:
             scores, notes = self._scores(run, streams, above, dense)
             with run.timed("search"):
                 kept = choose(run, above, scores, budget)[0]
+        columns = columns_of(part, kept)
         with run.timed("moments"):
-            moments = gather_moments(streams, teacher, block, part)
+            moments = gather_moments(streams, teacher, block, part, columns)
         with run.timed("solve"):
-            found = fit(part, moments, kept, self.damping) if self.tune else {"notes": []}
+            found = fit(part, moments, columns, kept, self.damping) if self.tune else {"notes": []}
             part.remove(kept)
-            error = moments.error(OUT, part.writes.weight, part.writes.bias)
+            error = moments.error(OUT, part.writes.weight[:, columns], part.writes.bias)
         found["notes"] = notes + found["notes"]
         run.record(part, kept, error=error, **found)
 
@@ -128,20 +134,21 @@ class KPrune:
         return magnitude_masks(run) if self.search == "magnitude" else []
 
     def _scores(
-        self, run: UnitRun, streams: ResidualStreams, parts: Sequence[SubLayer], dense: Sequence[Predictions]
+        self, run: UnitRun, streams: ResidualStreams, parts: Sequence[SubLayer], dense: list[Predictions]
     ) -> tuple[list[Tensor], list[str]]:
         """Knowledge of every unit of ``parts``, ``[units]`` each; and notes."""
 
-        def drawn(_: int, predictions: Predictions) -> Tensor:
-            return run.objective.sampled(predictions, run.generator)
+        def started(_: int, predictions: Predictions) -> Tensor | None:
+            dense.append(tuple(part.detach() for part in predictions))
+            return run.objective.sampled(predictions, run.generator) if self.sample_first else None
 
         def lost(number: int, predictions: Predictions) -> Tensor:
             return run.objective.divergence(predictions, dense[number], self.temperature)
 
         first = parts[0].index == 0
         with run.timed("measure"):
-            loss = (drawn if self.sample_first else None) if first else lost
-            measured = measure(run, streams, parts, loss)
+            backward = self.sample_first or not first
+            measured = measure(run, streams, parts, started if first else lost, backward=backward)
         scores = []
         for part in parts:
             predicted = 0.5 * measured.gradients.square(part.name) / run.calibration.sentences

@@ -189,8 +189,7 @@ def _rescale(
 
 def _moments(run: UnitRun, streams: ResidualStreams, teacher: nn.Module, student: nn.Module, part: SubLayer) -> Moments:
     linear = part.writes
-    # Of the last hidden states a classifier reads the first token's only.
-    first_only = part.index == len(run.parts) - 1 and run.objective.kind != "answers"
+    first_only = part.index == len(run.parts) - 1 and run.objective.first_only
     moments = Moments(linear.in_features, {OUT: linear.out_features}, name=part.name, device=linear.weight.device)
     for inputs, targets, keep in streams.half(teacher, student, part.half):
         rows = slice(0, 1) if first_only else slice(None)

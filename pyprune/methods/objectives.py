@@ -50,6 +50,11 @@ class Objective:
                 hint="a model for sequence classification, regression or question answering",
             )
 
+    @property
+    def first_only(self) -> bool:
+        """Whether the head reads the first token of the last hidden states and no other."""
+        return self.kind != "answers"
+
     def read(self, output: Any, keep: Tensor) -> Predictions:
         """Predictions in a model's output; ``keep`` ``[rows, tokens]`` is False for padding."""
         if self.kind == "answers":

@@ -162,6 +162,7 @@ def estimate(
     copies = (0 if inplace else whole) + (twin if request.method.resumes else whole)
     if request.method.name == "unit-magnitude":
         return Memory(model=copies, streams=0, forward=0, statistics=0, solver=0, disk=0)
+    copies += twin * len(blocks)  # weights the other way round, for passes through all blocks
     hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
     inner = adapter.linears(blocks[0])[adapter.groups[3][0]].in_features
     kept = 0

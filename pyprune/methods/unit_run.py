@@ -169,8 +169,9 @@ def measure(
     run: UnitRun,
     streams: ResidualStreams,
     parts: Sequence[SubLayer],
-    loss: Callable[[int, Predictions], Tensor] | None,
+    loss: Callable[[int, Predictions], Tensor | None],
     *,
+    backward: bool = True,
     store: bool = False,
 ) -> Measured:
     """Gate gradients and energies of ``parts``, which begin in the block where the student's stream is.
@@ -180,8 +181,10 @@ def measure(
     Parameters
     ----------
     run, streams, parts
-    loss : callable, optional
-        Of a batch's number and its predictions, summed over sentences. None: only energies, without a backward pass.
+    loss : callable
+        Of a batch's number and its predictions, summed over sentences.
+    backward : bool
+        False: only energies; what ``loss`` gives is not looked at.
     store : bool
         Keep the gradients of every batch.
 
@@ -194,22 +197,28 @@ def measure(
     sizes = {part.name: part.writes.in_features for part in parts}
     gradients = GateGradients(sizes, store=store, device=device)
     squares = {name: torch.zeros(count, dtype=torch.float64, device=device) for name, count in sizes.items()}
-    keep = streams.keep[0]
+    real = [torch.nonzero(keep.flatten())[:, 0] for keep in streams.keep]
+    where = real[0]
 
     def see(part: SubLayer, inputs: Tensor) -> None:
-        squares[part.name] += inputs[keep].square().sum(dim=0, dtype=torch.float64)
+        rows = inputs.flatten(0, -2)
+        rows = rows if len(where) == len(rows) else rows.index_select(0, where)
+        squares[part.name] += rows.square().sum(dim=0, dtype=torch.float64)
 
-    with gated(parts, see) as gates, torch.set_grad_enabled(loss is not None):
-        outputs = streams.outputs(parts[0].block)
+    first_only = run.objective.first_only
+    read_first = [part for part in parts if part.block == run.parts[-1].block] if first_only else []
+    with gated(parts, see, first_only=read_first) as gates, torch.set_grad_enabled(backward):
+        outputs = streams.outputs(parts[0].block, first_only=first_only)
         for number, keep in enumerate(streams.keep):
-            output = next(outputs)
-            if loss is not None:
-                value = loss(number, run.objective.read(output, keep)) / _PUBLISHED_BATCH
-                found = torch.autograd.grad(value, list(gates.values()))
+            where = real[number]
+            value = loss(number, run.objective.read(next(outputs), keep))
+            if backward:
+                assert value is not None
+                found = torch.autograd.grad(value / _PUBLISHED_BATCH, list(gates.values()))
                 gradients.add(dict(zip(gates, found, strict=True)))
             run.progress.advance(f"{parts[0].name}: measuring")
     notes = []
-    if loss is not None and gradients.check().excluded:
+    if backward and gradients.check().excluded:
         notes.append(f"{gradients.excluded} batches without finite gradients were left out")
         run.progress.note(f"{parts[0].name}: {notes[0]}")
     return Measured(gradients, {name: value / run.calibration.tokens for name, value in squares.items()}, notes)
@@ -220,16 +229,23 @@ def choose(run: UnitRun, parts: Sequence[SubLayer], scores: Sequence[Tensor], bu
     return run.costs.by_threshold(scores, [part.half for part in parts], budget)
 
 
-def gather_moments(streams: ResidualStreams, teacher: nn.Module, student: nn.Module, part: SubLayer) -> Moments:
-    """Moments of a student's sub-layer: inputs of its writing linear, and the residual-corrected target."""
+def columns_of(part: SubLayer, kept: Tensor) -> Tensor:
+    """Inputs of a sub-layer's writing linear by number, those of kept units ``[units]``; one where none is kept."""
+    return torch.nonzero(part.inputs(kept))[:, 0] if bool(kept.any()) else part.inputs(kept).new_zeros(1).long()
+
+
+def gather_moments(
+    streams: ResidualStreams, teacher: nn.Module, student: nn.Module, part: SubLayer, columns: Tensor
+) -> Moments:
+    """Moments of a student's sub-layer: some inputs of its writing linear, and the residual-corrected target."""
     linear = part.writes
-    moments = Moments(linear.in_features, {OUT: linear.out_features}, name=part.name, device=linear.weight.device)
+    moments = Moments(len(columns), {OUT: linear.out_features}, name=part.name, device=linear.weight.device)
     for inputs, targets, keep in streams.half(teacher, student, part.half):
-        moments.add(inputs, {OUT: targets}, keep)
+        moments.add(inputs[..., columns], {OUT: targets}, keep)
     return moments.finish()
 
 
-def fit(part: SubLayer, moments: Moments, kept: Tensor, damping: float) -> dict[str, Any]:
+def fit(part: SubLayer, moments: Moments, columns: Tensor, kept: Tensor, damping: float) -> dict[str, Any]:
     """Refit the writing linear of a sub-layer on the inputs of kept units, and its bias; all outputs share the columns.
 
     ``min E‖y − Ŵx − b‖² + λ‖Ŵ − W₀‖²`` over the kept columns, the others zero. The bias absorbs the means, and all of
@@ -240,6 +256,9 @@ def fit(part: SubLayer, moments: Moments, kept: Tensor, damping: float) -> dict[
     part : SubLayer
         Changed in place.
     moments : Moments
+        Of the inputs ``columns``, in their order.
+    columns : Tensor of int64, shape (kept inputs,)
+        :func:`columns_of` ``kept``.
     kept : Tensor of bool, shape (units,)
     damping : float
         Ridge relative to the mean diagonal; raised where the system is singular.
@@ -251,16 +270,17 @@ def fit(part: SubLayer, moments: Moments, kept: Tensor, damping: float) -> dict[
     """
     linear, centred = part.writes, moments.centred()
     gram = centred.gram
-    columns = part.inputs(kept)
     varying = gram.diagonal() > _CONSTANT * moments.gram.diagonal()
-    weight = linear.weight.detach().double() * columns
-    used = torch.nonzero(columns & varying)[:, 0]
+    fitted = linear.weight.detach()[:, columns].double() * part.inputs(kept)[columns]
+    used = torch.nonzero(part.inputs(kept)[columns] & varying)[:, 0]
     found: dict[str, Any] = {"damping": 0.0, "notes": []}
     if len(used):
-        problem = LayerProblem(linear.weight[:, used], gram[used][:, used], centred.cross(OUT)[:, used], name=part.name)
-        weight[:, used] = problem.start(damping)
+        some = linear.weight[:, columns[used]]
+        problem = LayerProblem(some, gram[used][:, used], centred.cross(OUT)[:, used], name=part.name)
+        fitted[:, used] = problem.start(damping)
         factor = problem.factorise(damping)
         found = {"damping": factor.damping, "notes": list(factor.notes)}
-    linear.weight.data.copy_(weight)
-    linear.bias.data.copy_(centred.bias(OUT, weight))
+    linear.weight.data.zero_()
+    linear.weight.data[:, columns] = fitted.to(linear.weight.dtype)
+    linear.bias.data.copy_(centred.bias(OUT, fitted))
     return found

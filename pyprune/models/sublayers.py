@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.models.adapters import Adapter
+from pyprune.models.products import fast_products, gate
 from pyprune.models.replay import BlockCall, hidden_of, run_block, substituted
 from pyprune.models.streams import Batch, MemoryStore, first_calls
 
@@ -105,7 +106,10 @@ def sub_layers(model: nn.Module, adapter: Adapter) -> list[SubLayer]:
 
 @contextmanager
 def gated(
-    parts: Sequence[SubLayer], see: Callable[[SubLayer, Tensor], None] | None = None
+    parts: Sequence[SubLayer],
+    see: Callable[[SubLayer, Tensor], None] | None = None,
+    *,
+    first_only: Sequence[SubLayer] = (),
 ) -> Iterator[dict[str, Tensor]]:
     """Put gates of one in front of the linears that write back, and record gradients within.
 
@@ -114,6 +118,8 @@ def gated(
     parts : sequence of SubLayer
     see : callable, optional
         Called with every sub-layer and the input of its ``writes`` ``[batch, tokens, in]``.
+    first_only : sequence of SubLayer
+        Those of ``parts`` of whose outputs the loss sees the first token's only.
 
     Yields
     ------
@@ -129,7 +135,7 @@ def gated(
         def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             if see is not None:
                 see(part, args[0].detach())
-            return (args[0] * gates[part.name], *args[1:])
+            return (gate(args[0], gates[part.name], first=part in first_only), *args[1:])
 
         return hook
 
@@ -197,14 +203,15 @@ class ResidualStreams:
         """
         reads, (writes,) = self._adapter.groups[2 * half][0], self._adapter.groups[2 * half + 1]
         attention = self._adapter.attention
-        for batch, (call, keep) in enumerate(zip(self._calls, self.keep, strict=True)):
-            wanted = self._target(teacher, call, batch, half)
-            hidden = self._student.get(batch)
-            outputs = (attention,) if half else ()
-            seen = run_block(student, call, hidden, inputs=(reads, writes), outputs=outputs)
-            if half:
-                self._keep_attention("student", batch, seen.outputs[attention], hidden)
-            yield seen.inputs[writes], wanted - seen.inputs[reads], keep
+        with fast_products([*self._linears(teacher), *self._linears(student)]):
+            for batch, (call, keep) in enumerate(zip(self._calls, self.keep, strict=True)):
+                wanted = self._target(teacher, call, batch, half)
+                hidden = self._student.get(batch)
+                outputs = (attention,) if half else ()
+                seen = run_block(student, call, hidden, inputs=(reads, writes), outputs=outputs)
+                if half:
+                    self._keep_attention("student", batch, seen.outputs[attention], hidden)
+                yield seen.inputs[writes], wanted - seen.inputs[reads], keep
         self._known.add("student" if half else "teacher")
         self._ahead = half == 1
 
@@ -235,23 +242,42 @@ class ResidualStreams:
         streams = [("student", self._student, student)]
         if not self._ahead:
             streams.append(("teacher", self._teacher, teacher))
-        for batch, call in enumerate(self._calls):
-            for name, store, block in streams:
-                done = self._attention_done(name, batch)
-                hidden = run_block(block, call, store.get(batch), substitute=done, stop=False).hidden
-                assert hidden is not None
-                store.put(batch, hidden)
+        with fast_products([*self._linears(teacher), *self._linears(student)]):
+            for batch, call in enumerate(self._calls):
+                for name, store, block in streams:
+                    done = self._attention_done(name, batch)
+                    hidden = run_block(block, call, store.get(batch), substitute=done, stop=False).hidden
+                    assert hidden is not None
+                    store.put(batch, hidden)
         self._known, self._ahead = set(), False
 
-    def outputs(self, block: int) -> Iterator[Any]:
+    def outputs(self, block: int, *, first_only: bool = False) -> Iterator[Any]:
         """The model's outputs batch by batch, of the student's hidden states at ``block``; blocks below are not run.
 
-        Within :func:`gated`, gradients of gates in ``block`` and above can be taken from them.
+        Within :func:`gated`, gradients of gates in ``block`` and above can be taken from them, but none of weights.
+
+        Parameters
+        ----------
+        block : int
+        first_only : bool
+            What is behind the blocks reads the first token only.
         """
-        for index, batch in enumerate(self._batches):
-            hidden = self._student.get(index)
-            with ExitStack() as stack:
-                for below in self._blocks[:block]:
-                    stack.enter_context(substituted(below, hidden, self._arity))
-                output = self._model(**batch)
-            yield output
+        linears = [linear for above in self._blocks[block:] for linear in self._linears(above)]
+        write, read = self._of_first_token() if first_only else ((), ())
+        with fast_products(linears, write_first=write, read_first=read):
+            for index, batch in enumerate(self._batches):
+                hidden = self._student.get(index)
+                with ExitStack() as stack:
+                    for below in self._blocks[:block]:
+                        stack.enter_context(substituted(below, hidden, self._arity))
+                    output = self._model(**batch)
+                yield output
+
+    def _linears(self, block: nn.Module) -> list[nn.Linear]:
+        return list(self._adapter.linears(block).values())
+
+    def _of_first_token(self) -> tuple[list[nn.Linear], list[nn.Linear]]:
+        """Of the last block: what writes for the first token only, and what gets gradients from it only."""
+        linears, groups = self._adapter.linears(self._blocks[-1]), self._adapter.groups
+        query = groups[0][0]  # keys and values are read for all tokens
+        return [linears[groups[3][0]]], [linears[name] for name in (query, *groups[1], *groups[2])]

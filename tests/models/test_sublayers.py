@@ -55,6 +55,27 @@ def test_gradients_of_gates_are_differences(tiny: Tiny, batches_of: Batches, kin
                 assert float(gradient[unit]) == pytest.approx(wanted, rel=1e-4, abs=1e-5 * float(gradient.abs().max()))
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
+def test_a_classifier_reads_the_first_token_only(tiny: Tiny, batches_of: Batches, family: str) -> None:
+    model = tiny(family, "classification")
+    adapter, batches = adapter_for(model), batches_of(count=2)
+    parts = sub_layers(model, adapter)
+    found: list[list[Tensor]] = []
+    with quiet(model):
+        streams = ResidualStreams(model, adapter, batches)
+        for first in (False, True):
+            seen: list[Tensor] = []
+            above = parts[2:] if first else []
+            with gated(parts, lambda _, inputs, seen=seen: seen.append(inputs), first_only=above) as gates:
+                for output in streams.outputs(0, first_only=first):
+                    seen.append(output.logits.detach())
+                    seen += torch.autograd.grad(_loss(output), list(gates.values()))
+            found.append(seen)
+    assert len(found[0]) == 2 * (len(parts) + 1 + len(parts))
+    for wanted, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_gates_see_what_the_linears_read(tiny: Tiny, batches_of: Batches, kind: tuple[str, str]) -> None:
     model = tiny(*kind)
@@ -118,10 +139,14 @@ def test_removed_units_are_gates_of_zero(tiny: Tiny, batches_of: Batches) -> Non
     generator = torch.Generator().manual_seed(3)
     masks = [torch.rand(part.units, generator=generator) < 0.5 for part in parts]
     with quiet(model):
-        with gated(parts) as gates:
-            for part, mask in zip(parts, masks, strict=True):
-                gates[part.name].data.copy_(part.inputs(mask))
-            wanted = model(**batch).logits
+        gates = [part.inputs(mask).float() for part, mask in zip(parts, masks, strict=True)]
+        handles = [
+            part.writes.register_forward_pre_hook(lambda _, args, zeros=zeros: (args[0] * zeros,))
+            for part, zeros in zip(parts, gates, strict=True)
+        ]
+        wanted = model(**batch).logits
+        for handle in handles:
+            handle.remove()
         for part, mask in zip(parts, masks, strict=True):
             part.remove(mask)
         got = model(**batch).logits
