@@ -112,6 +112,7 @@ def prune_randomized(
     pool: int = 4,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    watch: Callable[[Randomized], None] | None = None,
     progress: Progress | None = None,
 ) -> Randomized:
     """Prune a fine-tuned classifier level by level.
@@ -146,6 +147,8 @@ def prune_randomized(
         Of masks; short and long have their own.
     folder : path, optional
         Where finished candidates and levels are kept; a run with the same settings goes on from there.
+    watch : callable, optional
+        Is shown what there is at the end of each level, also of those that were finished before.
     progress : optional
 
     Returns
@@ -193,6 +196,8 @@ def prune_randomized(
     for index, (sparsity, count) in enumerate(zip(levels, counts, strict=True)):
         if kept.level(index) is not None:
             _take_up(done, kept, index)
+            if watch is not None:
+                watch(done)
             continue
         weights = {name: p.detach() for name, p in parameters_of(done.model, prunable(done.model)).items()}
         drawn = candidate_masks(
@@ -225,6 +230,8 @@ def prune_randomized(
         winner = max(range(count), key=scores.__getitem__)
         done.levels.append(Level(sparsity, scores if count > 1 else [], winner, float(score(done.model))))
         kept.finish(index, done)
+        if watch is not None:
+            watch(done)
     return done
 
 
