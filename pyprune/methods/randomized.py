@@ -280,14 +280,26 @@ class _Folder:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if self._file.exists():
-            found = json.loads(self._file.read_text())
-            if found.get("settings") != self._notes["settings"]:
-                known = self._notes["settings"]
-                wrong = [name for name in known if found.get("settings", {}).get(name) != known[name]]
-                raise InputError(
-                    f"{folder} holds a run with other settings", seen=", ".join(wrong), hint="another folder"
-                )
-            self._notes = found
+            self._notes = self._read(folder)
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        """What an earlier process noted; scores and levels are believed only as far as they are such."""
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+            settings = dict(found["settings"])
+            scores = {str(key): float(value) for key, value in found["scores"].items()}
+            levels = {str(key): asdict(Level(**value)) for key, value in found["levels"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{self._file} is damaged",
+                seen=f"{type(error).__name__}: {error}"[:200],
+                hint=f"remove {folder} and start anew",
+            ) from error
+        known = self._notes["settings"]
+        wrong = [name for name in sorted({*known, *settings}) if settings.get(name) != known.get(name)]
+        if wrong:
+            raise InputError(f"{folder} holds a run with other settings", seen=", ".join(wrong), hint="another folder")
+        return {"settings": settings, "scores": scores, "levels": levels}
 
     @property
     def _file(self) -> Path:
@@ -312,7 +324,15 @@ class _Folder:
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         assert self._folder is not None
-        found: dict[str, Tensor] = load_file(self._folder / f"level-{index}.safetensors")
+        path = self._folder / f"level-{index}.safetensors"
+        try:
+            found: dict[str, Tensor] = load_file(path)
+        except Exception as error:  # the library raises its own types
+            raise InputError(
+                f"{path} is missing or damaged",
+                seen=str(error)[:200],
+                hint=f"remove {self._folder} and start anew",
+            ) from error
         return found
 
     def finish(self, index: int, done: Randomized) -> None:
@@ -329,7 +349,12 @@ def _take_up(done: Randomized, kept: _Folder, index: int) -> None:
     """A level that was finished before."""
     tensors = kept.tensors(index)
     weights = {n.removeprefix("model/"): value for n, value in tensors.items() if n.startswith("model/")}
-    done.model.load_state_dict(weights)
+    try:
+        done.model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"the model of level {index} does not fit", seen=str(error)[:200], hint="start anew"
+        ) from error
     done.masks = {n.removeprefix("mask/"): value.bool() for n, value in tensors.items() if n.startswith("mask/")}
     found = kept.level(index)
     assert found is not None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError, NumericsError
 from pyprune.training.checkpoint import load_state, save_state
+from pyprune.training.choice import Choice
 from pyprune.training.distillation import PruningLoss
 from pyprune.training.pruning import Pruner, State
 from pyprune.training.rows import NUMBERS, Rows
@@ -181,6 +182,7 @@ def train(
     pruner: Pruner,
     settings: Training,
     *,
+    choice: Choice | None = None,
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
 ) -> Trained:
@@ -194,6 +196,8 @@ def train(
     loss : PruningLoss
     pruner : Pruner
     settings : Training
+    choice : Choice, optional
+        Which weights are kept. None: the last ones.
     checkpoints : Checkpoints, optional
         Where they are written, and where training goes on from if there is one.
     progress : optional
@@ -214,7 +218,7 @@ def train(
     steps = settings.steps(len(rows))
     stored = None if checkpoints is None else checkpoints.load()
     done = Trained(steps, resumed=0 if stored is None else stored[1])
-    run = _Run(model, rows, loss, pruner, settings, steps)
+    run = _Run(model, rows, loss, pruner, settings, steps, choice)
     if progress is not None:
         progress.start(steps, "training")
         for _ in range(done.resumed):
@@ -224,10 +228,14 @@ def train(
         for step in range(done.resumed, steps):
             value = run.step(step)
             run.losses.append(value)
+            if choice is not None:
+                choice.see(model, pruner, step + 1, steps)
             if progress is not None:
                 progress.advance(f"training, loss {value:.3f}, {100 * pruner.sparsity():.0f} % pruned")
             if checkpoints is not None and step + 1 < steps and checkpoints.due(step + 1):
                 checkpoints.save(run.state(), step + 1)
+        if choice is not None:
+            choice.put_back(model, pruner, steps)
     finally:
         run.stop()
         if progress is not None:
@@ -241,10 +249,17 @@ class _Run:
     """A model with everything that moves its weights."""
 
     def __init__(
-        self, model: nn.Module, rows: Rows, loss: PruningLoss, pruner: Pruner, settings: Training, steps: int
+        self,
+        model: nn.Module,
+        rows: Rows,
+        loss: PruningLoss,
+        pruner: Pruner,
+        settings: Training,
+        steps: int,
+        choice: Choice | None = None,
     ) -> None:
         self.model, self.rows, self.loss, self.pruner, self.settings = model, rows, loss, pruner, settings
-        self.steps = steps
+        self.steps, self.choice = steps, choice
         self.losses: list[float] = []
         self.device = next(model.parameters()).device
         self.dtype = _PRECISIONS[settings.precision]
@@ -272,6 +287,10 @@ class _Run:
             inner = State(state.under("pruner"), state.values["pruner"])
             self._load_moments(state)
         self.pruner.begin(self.model, self.steps, inner)
+        if self.choice is not None:
+            self.choice.forget()
+            if state is not None:
+                self.choice.restore(State(state.under("choice"), state.values["choice"]))
         self.model.train()
 
     def _load_moments(self, state: State) -> None:
@@ -290,6 +309,10 @@ class _Run:
         found = State(values={"pruner": inner.values, "losses": self.losses, "scaler": self.scaler.state_dict()})
         found.put("model", {name: value.clone() for name, value in self.model.state_dict().items()})
         found.put("pruner", inner.tensors)
+        if self.choice is not None:
+            chosen = self.choice.state()
+            found.values["choice"] = chosen.values
+            found.put("choice", chosen.tensors)
         for name, parameter in self.named.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found.tensors[f"{key}/{name}"] = value
@@ -375,6 +398,9 @@ def _means(values: list[float], parts: int = 10) -> list[float]:
     return [sum(chunk) / len(chunk) for chunk in chunks]
 
 
-def described(settings: Training, loss: PruningLoss, pruner: Pruner) -> dict[str, Any]:
+def described(
+    settings: Training, loss: PruningLoss, pruner: Pruner, choice: Choice | None = None
+) -> dict[str, Any]:
     """JSON-able: everything chosen that decides the bits of a result."""
-    return {"training": asdict(settings), "loss": loss.settings(), "pruner": pruner.settings()}
+    found = {"training": asdict(settings), "loss": loss.settings(), "pruner": pruner.settings()}
+    return found if choice is None else found | {"choice": choice.settings()}

@@ -48,8 +48,8 @@ class UnitPruning:
     schedule : Schedule or callable
         Of the part of all units' parameters that is gone; or what makes one of the number of steps.
     loss : PruningLoss, optional
-        Scores are made of the gradients of its predictions alone (gradient separation). None: of those of the whole
-        loss, which cost no pass of their own.
+        Scores are made of the gradients of its predictions alone (gradient separation), which takes a backward pass of
+        its own, without weights, where the loss has hidden states or attentions too. None: of those of the whole loss.
     unit : {"channels", "heads"}
         Query and value channels on their own, or whole heads; neurons beside both.
     decay : float
@@ -102,7 +102,7 @@ class UnitPruning:
         self.end()
         self.model = unwrapped(model)
         self.schedule = self._given if isinstance(self._given, Schedule) else self._given(steps)
-        self._gates = UnitGates(self.model, adapter_for(self.model))
+        self._gates = UnitGates(self.model, adapter_for(self.model), follow=self._loss is None)
         attention, feed = self._gates.parts[0], self._gates.parts[1]
         sizes = _Sizes(
             attention.writes.out_features,
@@ -162,22 +162,24 @@ class UnitPruning:
     def _see(self, parts: Parts) -> None:
         """Gradients of the predictions alone, of one batch."""
         assert self._gates is not None
-        if self._gates.gates:
-            # Scaled as the loss is: in half precision small gradients would be lost.
-            found = self._gates.of(parts.prediction * (parts.share * self._scale))
-            for site, value in found.items():
-                self._sums[site] += value.flatten() / self._scale
+        if not self._gates.is_open:
+            return
+        if not parts.representation.requires_grad:  # predictions are all there is: their backward pass is to come
+            self._gates.follow()
+            return
+        # Scaled as the loss is: in half precision small gradients would be lost.
+        found = self._gates.of(parts.prediction * (parts.share * self._scale))
+        for site, value in found.items():
+            self._sums[site] += value.flatten() / self._scale
 
     def before_step(self, step: int, optimizer: Any, *, scale: float = 1.0) -> None:
         """Take the step's gradients into the moving average; those that are not finite are left out and counted."""
         assert self._gates is not None
         self._scale = scale
-        if not self._gates.gates:
+        if not self._gates.is_open:
             return
-        collected = self._gates.collected()
-        if self._loss is None:
-            for site, value in collected.items():
-                self._sums[site] += value.flatten() / scale
+        for site, value in self._gates.collected().items():
+            self._sums[site] += value.flatten() / scale
         _average_over_processes(self._sums)
         self.statistics.add(self._scored())
         for value in self._sums.values():

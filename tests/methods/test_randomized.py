@@ -139,3 +139,39 @@ def test_what_does_not_fit_is_said(model, rows):
         run(model, rows, Score(), candidates=(1,))
     with pytest.raises(InputError, match="finite"):
         run(model, rows, lambda model: float("nan"))
+
+
+DAMAGED = (
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"settings": {}}',
+    '{"settings": {}, "scores": {"0/0": "x"}, "levels": {}}',
+    '{"settings": {}, "scores": {}, "levels": {"0": {"sparsity": 0.5}}}',
+    '{"settings": 3, "scores": {}, "levels": {}}',
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_record_is_said(model, rows, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"run\.json is damaged") as error:
+        run(model, rows, Score(), tmp_path)
+    assert "start anew" in str(error.value)
+
+
+def test_a_damaged_model_of_a_level_is_said(model, rows, tmp_path):
+    settings = {"levels": (0.5,), "candidates": 1}
+    seen = []
+    done = run(model, rows, Score(), tmp_path, watch=lambda done: seen.append(len(done.levels)), **settings)
+    run(model, rows, Score(), tmp_path, watch=lambda done: seen.append(done.levels[-1].sparsity), **settings)
+    assert seen == [1, 0.5]
+    assert len(done.levels) == 1
+    path = tmp_path / "level-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="missing or damaged"):
+        run(model, rows, Score(), tmp_path, **settings)
+    path.unlink()
+    with pytest.raises(InputError, match="missing or damaged"):
+        run(model, rows, Score(), tmp_path, **settings)

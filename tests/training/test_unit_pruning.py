@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -38,19 +39,30 @@ def loss_of(model: Any) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gates_are_the_sums_over_weights_from_either_side(family: str) -> None:
     model = build_model(family)
-    gates = UnitGates(model, adapter_for(model))
+    gates, others = (UnitGates(model, adapter_for(model), follow=follow) for follow in (False, True))
     plain = loss_of(model)
     gates.open()
+    others.open()
     loss = loss_of(model)
     assert torch.equal(loss, plain)  # gates of one change nothing
     found = gates.of(loss)
     assert all(parameter.grad is None for parameter in model.parameters())
+    for each in (gates, others):  # of() was a backward pass of the followed one's tensors, too
+        each.collected()
     loss.backward()  # the graph is still there
-    collected = gates.collected()
+    collected = others.collected()
     for site in SITES:
         assert torch.allclose(found[site], collected[site], rtol=1e-5, atol=1e-8)
         assert float(found[site].abs().max()) > 1e-5
-    assert all(not bool(value.any()) for value in gates.collected().values())
+    for each in (gates, others):
+        assert all(not bool(value.any()) for value in each.collected().values())
+    for parameter in model.parameters():
+        parameter.grad = None
+    loss = loss_of(model)
+    gates.follow()  # of this pass alone
+    loss.backward()
+    for once in (gates.collected(), others.collected()):
+        assert all(torch.equal(once[site], collected[site]) for site in SITES)
     for layer in range(2):
         query, key, value, output, _, down = layer_linears(model, layer)
         sides = {
@@ -72,18 +84,61 @@ def test_gates_are_finite_differences() -> None:
     model = build_model("bert").double()
     gates = UnitGates(model, adapter_for(model))
     gates.open()
-    gates.gates = {site: gate.detach().double().requires_grad_() for site, gate in gates.gates.items()}
     found = gates.of(loss_of(model))
-    step = 1e-5
-    for site, unit in (("neurons", 7), ("query", 3), ("query", 30), ("value", 0), ("value", 17)):
+    gates.close()
+    query, _, _, output, _, down = layer_linears(model, 1)
+    step, factors = 1e-5, torch.ones(48, dtype=torch.float64)
+
+    def gated(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0] * factors[: args[0].shape[-1]],)
+
+    for site, linear, unit in (
+        ("neurons", down, 7), ("query", query, 3), ("query", query, 30), ("value", output, 0), ("value", output, 17),
+    ):  # fmt: skip
+        handle = (
+            linear.register_forward_hook(lambda _, args, out: out * factors[: out.shape[-1]])
+            if site == "query"
+            else linear.register_forward_pre_hook(gated)
+        )
         values = []
         for sign in (1, -1):
-            with torch.no_grad():
-                gates.gates[site][1, unit] += sign * step
-                values.append(loss_of(model).item())
-                gates.gates[site][1, unit] -= sign * step
+            factors[unit] = 1.0 + sign * step
+            values.append(loss_of(model).item())
+            factors[unit] = 1.0
+        handle.remove()
         slope = (values[0] - values[1]) / (2 * step)
         assert found[site][1, unit].item() == pytest.approx(slope, rel=1e-6, abs=1e-10), site
+
+
+def test_a_graph_is_gone_after_its_step() -> None:
+    """Neither hooks nor gates hold what a forward pass has made."""
+    model = build_model("bert")
+    for follow in (False, True):
+        gates = UnitGates(model, adapter_for(model), follow=follow)
+        gates.open()
+        loss = loss_of(model)
+        (node,) = [weakref.ref(value) for value in gates._seen.values()][:1]
+        if not follow:
+            gates.follow()
+        loss.backward()
+        gates.collected()
+        del loss
+        assert node() is None
+        gates.close()
+
+
+def test_without_hidden_states_separation_takes_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same masks as of the whole loss, which then is that of the predictions."""
+    found = []
+    monkeypatch.setattr(UnitGates, "of", None)
+    for separate in (True, False):
+        loss = PruningLoss(build_model("bert", seed=4), hard=0.3, soft=0.7)
+        pruner = UnitPruning(Cubic(0.7, 1, 5), loss=loss if separate else None, decay=0.5)
+        trained(pruner, loss)
+        found.append(pruner)
+    assert found[0].units() == found[1].units()
+    for site in SITES:
+        assert torch.equal(found[0].statistics.average(site), found[1].statistics.average(site))
 
 
 def trained(pruner: UnitPruning, loss: PruningLoss, steps: int = 8, model: Any = None, **options: Any) -> Any:
