@@ -69,7 +69,9 @@ class Choice:
         self.step = done
         self._weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         inner = pruner.state()
-        self._masks = State({name: tensor.detach().cpu().clone() for name, tensor in inner.tensors.items()}, inner.values)
+        self._masks = State(
+            {name: tensor.detach().cpu().clone() for name, tensor in inner.tensors.items()}, inner.values
+        )
 
     def _judged(self, model: nn.Module) -> float:
         training = model.training

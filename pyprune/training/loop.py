@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError, NumericsError
-from pyprune.training.checkpoint import load_state, save_state
+from pyprune.training.checkpoint import Checkpoints
 from pyprune.training.choice import Choice
 from pyprune.training.distillation import PruningLoss
 from pyprune.training.pruning import Pruner, State
@@ -110,69 +109,6 @@ class Trained:
     resumed: int = 0
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
-
-
-class Checkpoints:
-    """The last few checkpoints of a training in a folder, each one file that appears whole or not at all.
-
-    Parameters
-    ----------
-    folder : Path
-    resume : bool
-        Go on with the last one. Without it a folder with checkpoints is an error.
-    settings : mapping
-        What they have to agree with.
-    keep : int
-        How many are kept.
-    every : int, optional
-        Steps between them; default: by the clock, one every ``seconds``.
-    seconds : float
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        resume: bool,
-        settings: Mapping[str, Any],
-        keep: int = 1,
-        every: int | None = None,
-        seconds: float = 120.0,
-    ) -> None:
-        self.folder, self._settings, self._keep, self._every, self._seconds = folder, settings, keep, every, seconds
-        self._last = monotonic()
-        found = self.there()
-        if found and not resume:
-            raise InputError(
-                f"{folder} holds checkpoints of a training",
-                seen=found[-1].name,
-                hint="resume=True (--resume) to go on with it, or remove the folder",
-            )
-        if not found and folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no checkpoints", hint="an empty or new folder")
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def there(self) -> list[Path]:
-        """Checkpoints, in order of steps."""
-        return sorted(self.folder.glob("step-*.safetensors"))
-
-    def load(self) -> tuple[State, int] | None:
-        """The last one and how many steps it has done; None if there is none."""
-        found = self.there()
-        return load_state(found[-1], self._settings) if found else None
-
-    def due(self, step: int) -> bool:
-        """Whether it is time for one after so many steps."""
-        if self._every is not None:
-            return step % self._every == 0
-        return monotonic() - self._last >= self._seconds
-
-    def save(self, state: State, step: int) -> None:
-        """Write one, and remove those before the last few."""
-        save_state(self.folder / f"step-{step:08d}.safetensors", state, self._settings, step)
-        for old in self.there()[: -self._keep]:
-            old.unlink()
-        self._last = monotonic()
 
 
 def train(
@@ -398,9 +334,7 @@ def _means(values: list[float], parts: int = 10) -> list[float]:
     return [sum(chunk) / len(chunk) for chunk in chunks]
 
 
-def described(
-    settings: Training, loss: PruningLoss, pruner: Pruner, choice: Choice | None = None
-) -> dict[str, Any]:
+def described(settings: Training, loss: PruningLoss, pruner: Pruner, choice: Choice | None = None) -> dict[str, Any]:
     """JSON-able: everything chosen that decides the bits of a result."""
     found = {"training": asdict(settings), "loss": loss.settings(), "pruner": pruner.settings()}
     return found if choice is None else found | {"choice": choice.settings()}
