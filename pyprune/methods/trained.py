@@ -93,6 +93,12 @@ def _smp(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
 
 def _grain(sparsity: float, loss: PruningLoss, *, separate: bool = True, **options: Any) -> UnitPruning:
     ramp = Ramp(sparsity, **{"warm_up": 0.2, "cool_down": 0.6, **_ramp(options)})
+    # A head that is gone has no attention to compare.
+    options.setdefault("shrink", not loss.attention)
+    if options["shrink"] and loss.attention:
+        raise InputError(
+            "attentions of a model that is made smaller have nothing to be compared with", hint="shrink=False"
+        )
     return UnitPruning(ramp, loss=loss if separate else None, **options)
 
 
@@ -186,7 +192,8 @@ def train_prune(
         masks by it (default 0.1).
     options : mapping, optional
         Of the method: ``warm_up`` and ``cool_down`` (parts of the run), ``scope``, ``rate`` (of scores), ``soft``; of
-        ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``; of
+        ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``, ``every``,
+        ``shrink`` (steps get faster once units are gone; default); of
         ``"randomized"`` see :func:`pyprune.methods.randomized_entry.train_randomized`.
     inplace : bool
         Prune the given model itself; a run that fails leaves it partly pruned.

@@ -89,8 +89,8 @@ class Choice:
         """The best weights and their masks, in place of the last ones."""
         if self.step is None or self.step == steps:
             return
-        model.load_state_dict(self._weights)
         pruner.begin(model, steps, self._masks)
+        model.load_state_dict(self._weights)
 
     def state(self) -> State:
         """Everything that :meth:`restore` needs."""

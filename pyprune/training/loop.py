@@ -204,9 +204,10 @@ class _Run:
     def start(self, state: State | None) -> None:
         self.loss.attach(self.model)
         self._frozen = _freeze_embeddings(self.model) if self.settings.freeze_embeddings else []
+        inner = None if state is None else State(state.under("pruner"), state.values["pruner"])
+        self.pruner.begin(self.model, self.steps, inner)  # may give the model's linears other sizes
         if state is not None:
             self.model.load_state_dict(state.under("model"))
-        self.named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in self.named.values() if p.dim() > 1], "weight_decay": self.settings.decay},
@@ -218,16 +219,18 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["initial_lr"] = self.settings.rate
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        inner = None
         if state is not None:
-            inner = State(state.under("pruner"), state.values["pruner"])
             self._load_moments(state)
-        self.pruner.begin(self.model, self.steps, inner)
         if self.choice is not None:
             self.choice.forget()
             if state is not None:
                 self.choice.restore(State(state.under("choice"), state.values["choice"]))
         self.model.train()
+
+    @property
+    def named(self) -> dict[str, nn.Parameter]:
+        """What is trained; a pruner may have put other parameters into the model."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _load_moments(self, state: State) -> None:
         steps = state.under("step")

@@ -224,6 +224,21 @@ def test_the_search_is_the_published_one(separate: bool, regularisation: float) 
     assert pruner.sparsity() >= 0.9 - 66 / total
 
 
+def test_every_third_step_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At those steps the average is that of a decay to the third power, and nothing is looked at in between."""
+    seen: list[int] = []
+    of = UnitGates.of
+    monkeypatch.setattr(UnitGates, "of", lambda gates, loss: seen.append(1) or of(gates, loss))
+    loss = PruningLoss(build_model("bert", seed=4), hard=0.0, soft=1.0, hidden=1.0)
+    pruner = UnitPruning(Cubic(0.7, 2, 7), loss=loss, decay=0.9, every=3)
+    trained(pruner, loss, steps=10)
+    assert len(seen) == pruner.statistics.batches == 3  # steps 0, 3, 6
+    assert pruner.statistics._decay == pytest.approx(0.9**3)
+    assert pruner.sparsity() == pytest.approx(0.7, abs=0.02)
+    with pytest.raises(InputError, match="every step or less often"):
+        UnitPruning(Cubic(0.5, 0, 1), every=0)
+
+
 @pytest.mark.parametrize("unit", ["channels", "heads"])
 @pytest.mark.parametrize("sparsity", [0.6, 0.95])
 def test_masked_is_compacted(unit: str, sparsity: float) -> None:
@@ -280,6 +295,67 @@ def test_resumed_is_uninterrupted_to_the_bit(precision: str, tmp_path: Any) -> N
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
     assert first.units() == second.units()
     assert first.statistics.batches == second.statistics.batches == 7
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("unit", "sparsity"), [("channels", 0.5), ("channels", 0.97), ("heads", 0.8)])
+def test_a_smaller_model_is_trained_alike(family: str, unit: Any, sparsity: float) -> None:
+    """The same units and losses, and the same weights but for rounding, as with zeros in place."""
+    rows = Rows([{"input_ids": [2, 5 + row, 7, 3], "attention_mask": [1] * 4} for row in range(12)], [0, 1] * 6)
+    found = []
+    for shrink in (False, True):
+        loss = PruningLoss(build_model(family, seed=4), hard=0.5, soft=0.5, hidden=1.0, maps=True)
+        pruner = UnitPruning(Cubic(sparsity, 1, 5), loss=loss, decay=0.8, unit=unit, shrink=shrink)
+        options = {"dropout": 0.0, "attention_dropout": 0.0} if family == "distilbert" else WITHOUT
+        model = build_model(family, **options)
+        sizes: list[int] = []
+        end = pruner.end
+
+        def ended(model: Any = model, sizes: list[int] = sizes, end: Any = end) -> None:
+            sizes.append(sum(p.numel() for p in model.parameters()))
+            end()
+
+        pruner.end = ended  # type: ignore[method-assign]
+        done = train(model, rows, loss, pruner, Training(epochs=4, batch_size=4, rate=2e-3))
+        pruner.check()
+        found.append((model, pruner, done.losses, sizes[-1]))
+    (plain, first, losses, whole), (small, second, others, cut) = found
+    assert first.units() == second.units()
+    assert others == pytest.approx(losses, rel=1e-4)
+    assert cut < whole
+    assert {name: value.shape for name, value in small.state_dict().items()} == {
+        name: value.shape for name, value in plain.state_dict().items()
+    }
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(value, small.state_dict()[name], atol=2e-4), name
+    assert all(p.requires_grad for p in small.parameters())
+
+
+def test_a_smaller_model_is_resumed_to_the_bit(tmp_path: Any) -> None:
+    from pyprune.training import Choice
+    from pyprune.training.loop import Checkpoints
+
+    rows = Rows([{"input_ids": [2, 5 + row, 7, 3], "attention_mask": [1] * 4} for row in range(12)], [0, 1] * 6)
+    settings = Training(epochs=4, batch_size=4, rate=2e-3)
+
+    def run(folder: Any, *, resume: bool) -> tuple[Any, UnitPruning, Choice]:
+        loss = PruningLoss(build_model("bert", seed=4), hard=0.0, soft=1.0, hidden=1.0, maps=True)
+        pruner = UnitPruning(Cubic(0.8, 2, 5), loss=loss, decay=0.8, shrink=True)
+        model = build_model("bert", hidden_dropout_prob=0.1)
+        choice = Choice(lambda model: -abs(float(model.classifier.weight.sum()) - 0.1), every=1)
+        checkpoints = Checkpoints(folder, settings={}, every=1, keep=99, resume=resume)
+        train(model, rows, loss, pruner, settings, checkpoints=checkpoints, choice=choice)
+        return model, pruner, choice
+
+    whole, first, choice = run(tmp_path / "all", resume=False)
+    first.check()
+    for path in sorted((tmp_path / "all").iterdir())[3::3]:
+        folder = tmp_path / path.stem
+        folder.mkdir()
+        (folder / path.name).write_bytes(path.read_bytes())
+        again, second, other = run(folder, resume=True)
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+        assert (first.units(), choice.scores, choice.step) == (second.units(), other.scores, other.step)
 
 
 def test_batches_that_are_not_finite_are_left_out() -> None:
