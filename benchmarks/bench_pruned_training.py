@@ -4,7 +4,7 @@
 Every run has the same number of steps on rows that its seed draws, for whatever method. Rows of the training file that
 no run trains on are held out: candidates of randomized masks are chosen by them. The development file is judged by
 once, at the end. Finished runs are lines of the file of results; those that are there already are left out, so that a
-run that was stopped goes on. Cells are those of `pruned_training_cells.py`; all of one seed come before the next.
+run that was stopped goes on. Cells are those of `pruned_training_cells.py`.
 
     python benchmarks/bench_pruned_training.py --encoder ENCODER --teacher TEACHER --train train.tsv \
         --evaluate dev.tsv --name sst2 --keep FOLDER
@@ -24,7 +24,7 @@ from typing import Any
 import pruned_training_tables as tables
 import torch
 from common import RESULTS, machine, set_threads
-from pruned_training_cells import CELLS, LEVELS, Cell
+from pruned_training_cells import CELLS, LEVELS, TURNS, Cell
 from torch import Tensor, nn
 
 from pyprune.methods.randomized import Randomized, prune_randomized
@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluate", help="labelled rows to report on")
     parser.add_argument("--name", default="sst2", help="of the task: part of the name of the results")
     parser.add_argument("--rows", type=int, default=3200, help="training rows of a run (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=3.0, help="passes over them (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=2.0, help="passes over them (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=2e-4, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=48, help="tokens of a row (default: %(default)s)")
     parser.add_argument("--precision", default="bfloat16", help="of products in training (default: %(default)s)")
@@ -112,10 +112,9 @@ class Task:
         return found == torch.tensor(gold)
 
     def judged(self, model: nn.Module) -> dict[str, Any]:
-        """Both accuracies; of the reported rows also which are right, packed into hexadecimal digits."""
+        """Accuracy on the rows to report on; which are right, packed into hexadecimal digits."""
         right = self.correct(model, self.evaluated)
         return {
-            "held_out": float(self.correct(model, self.held_out).double().mean()),
             "accuracy": float(right.double().mean()),
             "right": f"{int(''.join('1' if one else '0' for one in right.tolist()), 2):0{-(-len(right) // 4)}x}",
             "total": len(right),
@@ -134,16 +133,20 @@ def main() -> None:
         return
     set_threads(options.threads)
     task = Task(options)
-    if not path.exists():
-        head = {name: value for name, value in vars(options).items() if isinstance(value, int | float)}
-        append(
-            path, {"name": options.name, "machine": machine(), "settings": head, "teacher": task.judged(task.teacher)}
-        )
-    for seed in options.seeds:
-        for cell in CELLS:
-            if (options.cells and cell.name not in options.cells) or (cell.name, seed) in tables.finished(path):
-                continue
-            run(task, cell, seed, path)
+    head = {name: getattr(options, name) for name in ("rows", "epochs", "rate", "max_length", "precision")}
+    if path.exists():
+        before = json.loads(path.read_text().splitlines()[0])["settings"]
+        if before != head:
+            parser.error(f"{path.name} has runs with other settings: {before}")
+    else:
+        judged = task.judged(task.teacher)
+        append(path, {"name": options.name, "machine": machine(), "settings": head, "teacher": judged})
+    for turn in TURNS:
+        for seed in options.seeds:
+            for cell in turn:
+                wanted = not options.cells or cell.name in options.cells
+                if wanted and (cell.name, seed) not in tables.finished(path):
+                    run(task, cell, seed, path)
 
 
 def run(task: Task, cell: Cell, seed: int, path: Path) -> None:
@@ -187,7 +190,7 @@ def one(task: Task, cell: Cell, seed: int) -> list[tuple[float, dict[str, Any]]]
     found = {"left": 1.0 - result.report["sparsity"]["linear_weights"], "losses": result.report["training"]["losses"]}
     if result.units is not None:
         found |= {"structure": structure(result.units)}
-    return [(cell.sparsity, {**found, **task.judged(result.model)})]
+    return [(cell.sparsity, {**found, **task.judged(result.model if result.units is None else result.compact())})]
 
 
 def structure(units: Any) -> dict[str, float]:

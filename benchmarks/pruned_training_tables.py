@@ -62,15 +62,12 @@ def table(found: Iterable[dict[str, Any]]) -> list[str]:
     cells: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for line in found:
         cells.setdefault((line["cell"], line["sparsity"]), []).append(line)
-    rows = ["| cell | zeros asked for, % | left, % | runs | accuracy, % | held out, % |", "|---|---|---|---|---|---|"]
+    rows = ["| cell | zeros asked for, % | left, % | runs | accuracy, % |", "|---|---|---|---|---|"]
     for (cell, sparsity), runs in cells.items():
         values = [100 * run["accuracy"] for run in runs]
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(runs) > 1 else ""
-        mean, held, left = (
-            sum(numbers) / len(runs)
-            for numbers in (values, [100 * run["held_out"] for run in runs], [100 * run["left"] for run in runs])
-        )
-        rows.append(f"| {cell} | {100 * sparsity:g} | {left:.1f} | {len(runs)} | {mean:.1f}{spread} | {held:.1f} |")
+        mean, left = (sum(numbers) / len(runs) for numbers in (values, [100 * run["left"] for run in runs]))
+        rows.append(f"| {cell} | {100 * sparsity:g} | {left:.1f} | {len(runs)} | {mean:.1f}{spread} |")
     return rows
 
 
