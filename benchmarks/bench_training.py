@@ -3,7 +3,7 @@
 
 Every candidate has a model of its own; steps are timed in turns, forward to optimizer. All schedules prune at every
 step that is measured, and GRAIN's gates are open: "share" is the part of a run in which that is so by default, and
-"overhead" the mean over a run.
+"overhead" the mean over a run. Where it says "5 % left" the schedule has ended, and the model is cut or has zeros.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ SHARES = {
     "grain, every 2": 0.4,
     "grain, whole loss": 0.4,
 }
+# And whether the model is made smaller.
+ENDED = {"grain, 5 % left, zeros": False, "grain, 5 % left, cut": True}
 
 
 class NoPruning:
@@ -90,10 +92,12 @@ def measure(
     teacher = build(sizes, seed=1)
     schedule = Cubic(0.9, 0, STEPS)
     runs = {}
-    for name in ("plain", *options.methods):
+    for name in ("plain", *options.methods, *ENDED):
         loss = PruningLoss(teacher, hard=0.0, soft=1.0, hidden=hidden, logits=PUBLISHED["grain"])
+        ended = UnitPruning(Cubic(0.95, 0, 1), loss=loss, shrink=ENDED.get(name, False))
         pruner: Any = {
             "plain": NoPruning,
+            **dict.fromkeys(ENDED, lambda ended=ended: ended),
             "imp": lambda: MagnitudePruning(schedule),
             "movement": lambda: MovementPruning(schedule),
             "soft-movement": lambda: MovementPruning(Cubic(0.1, 0, STEPS), soft=100.0),
