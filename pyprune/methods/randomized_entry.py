@@ -111,7 +111,7 @@ def train_randomized(
     rows, held, held_told = held_out_rows(part, rows, model, tokenizer, max_length, settings.seed)
     assert held is not None
     check_teacher(model, teacher)
-    weights = _weights(losses, teacher)
+    weights: dict[str, Any] = _weights(losses, teacher)
     kind = PUBLISHED["randomized"] if logits is None else logits
 
     def loss(taught: nn.Module | None) -> PruningLoss:
@@ -174,7 +174,7 @@ def _options(given: Mapping[str, Any] | None, settings: Training, sparsity: floa
         "ratios": tuple(options.pop("ratios", RATIOS)),
         "pool": int(options.pop("pool", 1)),
     }
-    draw = options.pop("draw", MaskDraw())
+    draw: Any = options.pop("draw", MaskDraw())
     found["draw"] = MaskDraw(draw) if isinstance(draw, str) else draw
     epochs, rate = options.pop("short_epochs", 1.0), options.pop("short_rate", _FASTER * settings.rate)
     found["short"] = replace(settings, epochs=epochs, rate=rate)

@@ -84,7 +84,7 @@ class UnitGates:
         if self._following:
             self._follow(site, layer, value)
 
-    def _follow(self, site: str, layer: int, value: Tensor) -> None:
+    def _follow(self, site: str, layer: int, value: Any) -> None:
         known = value.detach()  # a hook that held the tensor itself would keep the graph alive
 
         def add(gradient: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError, NumericsError
-from pyprune.training.checkpoint import Checkpoints
+from pyprune.training.checkpoint import Checkpoints as Checkpoints  # part of what a training takes
 from pyprune.training.choice import Choice
 from pyprune.training.distillation import PruningLoss
 from pyprune.training.pruning import Pruner, State
