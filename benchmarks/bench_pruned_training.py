@@ -9,14 +9,18 @@ run that was stopped goes on. Cells are those of `pruned_training_cells.py`.
     python benchmarks/bench_pruned_training.py --encoder ENCODER --teacher TEACHER --train train.tsv \
         --evaluate dev.tsv --name sst2 --keep FOLDER
     python benchmarks/bench_pruned_training.py --tables --name sst2
+
+Without flags: the model and sentences of the demo, whose classifier is then encoder and teacher.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import json
 import random
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ from common import RESULTS, machine, set_threads
 from pruned_training_cells import CELLS, LEVELS, TURNS, Cell
 from torch import Tensor, nn
 
+from pyprune.demo import model_folder, test_file, train_file
 from pyprune.methods.randomized import Randomized, prune_randomized
 from pyprune.methods.trained import train_prune
 from pyprune.tasks import load_texts
@@ -36,15 +41,17 @@ from pyprune.training.loop import Training
 from pyprune.training.rows import Rows
 
 HELD_OUT = 1000
+QUICK = ("grain 5 %", "cap-m 10 %", "randomized")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Everything has a default but the models and files."""
-    parser.add_argument("--encoder", help="pre-trained, not fine-tuned")
-    parser.add_argument("--teacher", help="a classifier fine-tuned for the task, with the encoder's vocabulary")
-    parser.add_argument("--train", help="labelled rows")
-    parser.add_argument("--evaluate", help="labelled rows to report on")
-    parser.add_argument("--name", default="sst2", help="of the task: part of the name of the results")
+    """Without flags: the model and sentences of the demo."""
+    model = str(model_folder())
+    parser.add_argument("--encoder", default=model, help="pre-trained, not fine-tuned (default: the demo's classifier)")
+    parser.add_argument("--teacher", default=model, help="fine-tuned for the task, with the encoder's vocabulary")
+    parser.add_argument("--train", default=str(train_file()), help="labelled rows")
+    parser.add_argument("--evaluate", default=str(test_file()), help="labelled rows to report on")
+    parser.add_argument("--name", default="reviews", help="of the task: part of the name of the results")
     parser.add_argument("--rows", type=int, default=3200, help="training rows of a run (default: %(default)s)")
     parser.add_argument("--epochs", type=float, default=2.0, help="passes over them (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=2e-4, help="highest learning rate (default: %(default)s)")
@@ -54,6 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cells", nargs="+", help="names of cells (default: all)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="folder for models of the first seed, and of runs under way")
+    parser.add_argument("--quick", action="store_true", help="a few cells on a few rows, nothing written: does it run?")
     parser.add_argument("--tables", action="store_true", help="train nothing: print tables of the results")
 
 
@@ -67,11 +75,13 @@ class Task:
         self.teacher = AutoModelForSequenceClassification.from_pretrained(options.teacher, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(options.teacher)
         every = load_texts(options.train)
-        held = sorted(random.Random(1).sample(range(len(every)), HELD_OUT))
+        count = 16 if options.quick else min(HELD_OUT, len(every) // 4)
+        held = sorted(random.Random(1).sample(range(len(every)), count))
         self.train = without_rows(every, held)
         others = sorted(set(range(len(every))) - set(held))
         self.held_out = self._encoded(without_rows(every, others))
-        self.evaluated = self._encoded(load_texts(options.evaluate, purpose="evaluation"), longest=128)
+        limit = 16 if options.quick else None
+        self.evaluated = self._encoded(load_texts(options.evaluate, limit=limit, purpose="evaluation"), longest=128)
 
     def _encoded(self, examples: Examples, longest: int | None = None) -> tuple[list[dict[str, Any]], list[int]]:
         found = self.tokenizer(
@@ -126,12 +136,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     options = parser.parse_args()
+    if options.quick:
+        options.rows, options.epochs, options.seeds, options.cells = 40, 1.0, (0,), QUICK
     known = sorted(RESULTS.glob(f"*-pruned-training-{options.name}.jsonl"))
+    written = tempfile.TemporaryDirectory() if options.quick else None
+    if written is not None:
+        known = [Path(written.name) / "results.jsonl"]
     path = known[-1] if known else RESULTS / f"{datetime.date.today()}-pruned-training-{options.name}.jsonl"
     if options.tables:
         print(tables.text(path, CELLS, LEVELS))
         return
+    facts = machine()
     set_threads(options.threads)
+    print(
+        f"training: pyprune {facts['pyprune']} on {facts['cpu']}, {options.threads} threads, torch {torch.__version__}"
+    )
     task = Task(options)
     head = {name: getattr(options, name) for name in ("rows", "epochs", "rate", "max_length", "precision")}
     if path.exists():
@@ -140,7 +159,7 @@ def main() -> None:
             parser.error(f"{path.name} has runs with other settings: {before}")
     else:
         judged = task.judged(task.teacher)
-        append(path, {"name": options.name, "machine": machine(), "settings": head, "teacher": judged})
+        append(path, {"name": options.name, "machine": facts, "settings": head, "teacher": judged})
     for turn in TURNS:
         for seed in options.seeds:
             for cell in turn:
@@ -225,7 +244,7 @@ def levels(task: Task, cell: Cell, seed: int) -> list[tuple[float, dict[str, Any
         found.append((level.sparsity, {**tried, **task.judged(done.model)}))
 
     prune_randomized(
-        task.teacher,
+        copy.deepcopy(task.teacher).requires_grad_(True),
         task.rows(seed),
         lambda model: float(task.correct(model, task.held_out).double().mean()),
         teacher=task.teacher,

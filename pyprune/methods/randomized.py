@@ -175,6 +175,9 @@ def prune_randomized(
     draw = MaskDraw() if draw is None else draw
     short = Training(epochs=1, rate=2e-4, decay=0.0) if short is None else short
     long = Training(epochs=10, rate=5e-5, decay=0.0) if long is None else long
+    done = Randomized(copy.deepcopy(model), {})
+    if model is teacher:  # whose weights a loss has frozen, or is about to
+        done.model.requires_grad_(True)
     make, batches = (_default_loss if loss is None else loss), list(screen)
     chosen = {
         "model": model_sha256(getattr(model, "config", None), sorted(model.state_dict().items())),
@@ -192,7 +195,6 @@ def prune_randomized(
     }
     kept = _Folder(None if folder is None else Path(folder).expanduser(), chosen)
     progress = Silent() if progress is None else progress
-    done = Randomized(copy.deepcopy(model), {})
     for index, (sparsity, count) in enumerate(zip(levels, counts, strict=True)):
         if kept.level(index) is not None:
             _take_up(done, kept, index)

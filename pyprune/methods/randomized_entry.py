@@ -175,7 +175,7 @@ def _options(given: Mapping[str, Any] | None, settings: Training, sparsity: floa
         "pool": int(options.pop("pool", 1)),
     }
     draw: Any = options.pop("draw", MaskDraw())
-    found["draw"] = MaskDraw(draw) if isinstance(draw, str) else draw
+    found["draw"] = draw if isinstance(draw, MaskDraw) else MaskDraw(draw)
     epochs, rate = options.pop("short_epochs", 1.0), options.pop("short_rate", _FASTER * settings.rate)
     found["short"] = replace(settings, epochs=epochs, rate=rate)
     if options:
@@ -216,8 +216,9 @@ def _check_folder(folder: Path | None, *, resume: bool) -> None:
 
 def _batches(rows: Rows) -> list[dict[str, Any]]:
     """The first rows, without labels, for reconstruction errors."""
-    numbers = torch.arange(min(len(rows), _SCREENED))
-    return [{name: value for name, value in rows.batch(some).items() if name != "labels"} for some in numbers.split(32)]
+    count = min(len(rows), _SCREENED)
+    parts = [torch.arange(start, min(start + 32, count)) for start in range(0, count, 32)]
+    return [{name: value for name, value in rows.batch(some).items() if name != "labels"} for some in parts]
 
 
 def _taken(work: nn.Module, done: Randomized) -> nn.Module:

@@ -175,3 +175,21 @@ def test_a_damaged_model_of_a_level_is_said(model, rows, tmp_path):
     path.unlink()
     with pytest.raises(InputError, match="missing or damaged"):
         run(model, rows, Score(), tmp_path, **settings)
+
+
+def test_a_model_may_be_its_own_teacher(model, rows):
+    """A loss freezes its teacher; the copy that is trained is not frozen."""
+    both = build_model("bert", layers=1, seed=3)
+    for _ in range(2):
+        done = prune_randomized(
+            both,
+            rows,
+            Score(),
+            teacher=both,
+            levels=(0.5,),
+            candidates=1,
+            long=SHORT,
+            loss=lambda teacher: PruningLoss(teacher, hard=0.0, soft=1.0),
+        )
+        assert not same(done.model, both)
+        assert same(both, model)
