@@ -39,6 +39,7 @@ from pyprune.training.contrast import Contrast
 from pyprune.training.loop import Checkpoints, Training, described, train
 from pyprune.training.pruning import WeightPruning
 from pyprune.training.rows import Rows
+from pyprune.training.schedules import steps_of
 
 
 @dataclass(frozen=True)
@@ -278,8 +279,8 @@ def train_prune(
             pruner = recipe.pruner(sparsity, loss, **dict(options or {}))
         except TypeError as error:
             raise InputError(f"an option that {method} does not know", seen=str(error)) from None
-        batches = -(-len(rows) // settings.batch_size)
-        choice = None if held is None else Choice(accuracy(held), every=max(batches // 10, 1))
+        an_epoch = steps_of(1, len(rows), settings.batch_size, settings.accumulate)
+        choice = None if held is None else Choice(accuracy(held), every=max(an_epoch // 10, 1))
         chosen = described(settings, loss, pruner, choice) | {"method": method, "sparsity": sparsity}
         if held_told is not None:
             chosen["held_out"] = held_told["sha256"]
