@@ -16,6 +16,7 @@ import copy
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from pyprune.files import write_atomically
 from pyprune.methods.driver import Progress, Silent
 from pyprune.methods.journal import model_sha256
 from pyprune.training.distillation import PruningLoss
-from pyprune.training.loop import Training, train
+from pyprune.training.loop import Checkpoints, Training, train
 from pyprune.training.masks import Masks, parameters_of, prunable
 from pyprune.training.pruning import WeightPruning
 from pyprune.training.random_masks import RATIOS, MaskDraw, candidate_masks
@@ -146,7 +147,8 @@ def prune_randomized(
     seed : int
         Of masks; short and long have their own.
     folder : path, optional
-        Where finished candidates and levels are kept; a run with the same settings goes on from there.
+        Where finished candidates and levels are kept, and every two minutes the long training under way; a run with the
+        same settings goes on from there.
     watch : callable, optional
         Is shown what there is at the end of each level, also of those that were finished before.
     progress : optional
@@ -227,7 +229,8 @@ def prune_randomized(
             scores.append(value)
         progress.note(f"{100 * sparsity:g} %, the best of {count}")
         settings = replace(long, seed=long.seed + index)
-        done.model = _trained(done.model, best, rows, make(teacher), settings, progress)
+        checkpoints = kept.checkpoints(index)
+        done.model = _trained(done.model, best, rows, make(teacher), settings, progress, checkpoints)
         done.masks = best
         winner = max(range(count), key=scores.__getitem__)
         done.levels.append(Level(sparsity, scores if count > 1 else [], winner, float(score(done.model))))
@@ -238,12 +241,18 @@ def prune_randomized(
 
 
 def _trained(
-    model: nn.Module, masks: Mapping[str, Tensor], rows: Rows, loss: PruningLoss, settings: Training, progress: Progress
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    rows: Rows,
+    loss: PruningLoss,
+    settings: Training,
+    progress: Progress,
+    checkpoints: Checkpoints | None = None,
 ) -> nn.Module:
     """A copy, trained within masks."""
     work = copy.deepcopy(model)
     pruner = GivenMasks(masks)
-    train(work, rows, loss, pruner, settings, progress=progress)
+    train(work, rows, loss, pruner, settings, checkpoints=checkpoints, progress=progress)
     pruner.check()
     return work
 
@@ -337,6 +346,17 @@ class _Folder:
             ) from error
         return found
 
+    def _under_way(self, index: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"level-{index}.training"
+
+    def checkpoints(self, index: int) -> Checkpoints | None:
+        """Of the long training of a level, which goes on with what is there."""
+        if self._folder is None:
+            return None
+        settings = {"run": self._notes["settings"], "level": index}
+        return Checkpoints(self._under_way(index), resume=True, settings=settings)
+
     def finish(self, index: int, done: Randomized) -> None:
         if self._folder is None:
             return
@@ -345,6 +365,7 @@ class _Folder:
         write_atomically(self._folder / f"level-{index}.safetensors", save(weights | bits), "the model of a level")
         self._notes["levels"][str(index)] = asdict(done.levels[-1])
         self._write()
+        shutil.rmtree(self._under_way(index), ignore_errors=True)
 
 
 def _take_up(done: Randomized, kept: _Folder, index: int) -> None:

@@ -13,7 +13,7 @@ from tiny_models import build_model
 from pyprune.errors import InputError
 from pyprune.methods.randomized import GivenMasks, Level, prune_randomized
 from pyprune.patterns import kept_count
-from pyprune.training import MagnitudePruning, PruningLoss
+from pyprune.training import MagnitudePruning, PruningLoss, loop
 from pyprune.training.loop import Training, train
 from pyprune.training.masks import parameters_of, prunable
 from pyprune.training.random_masks import MaskDraw, draw_masks
@@ -193,3 +193,26 @@ def test_a_model_may_be_its_own_teacher(model, rows):
         )
         assert not same(done.model, both)
         assert same(both, model)
+
+
+def test_a_long_training_goes_on_from_its_checkpoint(model, rows, tmp_path, monkeypatch):
+    whole = run(model, rows, Score(), tmp_path / "whole")
+    assert not list((tmp_path / "whole").glob("*.training"))
+    monkeypatch.setattr(loop.Checkpoints, "due", lambda self, step: True)
+    step, done = loop._Run.step, []
+
+    def stopped(self, number):
+        if self.settings.epochs == LONG.epochs and number == 3:
+            raise KeyboardInterrupt
+        done.append(number)
+        return step(self, number)
+
+    monkeypatch.setattr(loop._Run, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, rows, Score(), tmp_path / "run")
+    monkeypatch.setattr(loop._Run, "step", lambda self, number: done.append(number) or step(self, number))
+    done.clear()
+    again = run(model, rows, Score(), tmp_path / "run")
+    assert done[0] == 3  # not a candidate's step, and not the long training's first
+    assert same(again.model, whole.model)
+    assert again.levels == whole.levels
