@@ -3,11 +3,12 @@
 
 Every candidate has a model of its own; steps are timed in turns, forward to optimizer. All schedules prune at every
 step that is measured, and GRAIN's gates are open: "share" is the part of a run in which that is so by default, and
-"overhead" the mean over a run.
+"overhead" the mean over a run. Where it says "5 % left" the schedule has ended, and the model is cut or has zeros.
 """
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import torch
@@ -23,7 +24,16 @@ STEPS = 100_000  # of the schedules; as many as are measured are at their beginn
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 # Part of a run in which statistics are gathered or masks change: the default schedules of train_prune.
-SHARES = {"imp": 0.6, "movement": 1.0, "soft-movement": 1.0, "grain": 0.4, "grain, whole loss": 0.4}
+SHARES = {
+    "imp": 0.6,
+    "movement": 1.0,
+    "soft-movement": 1.0,
+    "grain": 0.4,
+    "grain, every 2": 0.4,
+    "grain, whole loss": 0.4,
+}
+# And whether the model is made smaller.
+ENDED = {"grain, 5 % left, zeros": False, "grain, 5 % left, cut": True}
 
 
 class NoPruning:
@@ -53,16 +63,28 @@ class NoPruning:
 
 
 def main() -> None:
-    options = arguments("A step of training while pruning", rounds=9)
+    options = arguments("A step of training while pruning", rounds=9, add=add_flags)
     report = Report("training", write_file=not options.no_write)
+    done = report.resume() if options.go_on else []
+    known = [(case["tokens"], case["hidden loss"]) for case in done]
     sizes = TINY if options.quick else MINILM
-    for rows, tokens in ((4, 8),) if options.quick else ((32, 32), (32, 128)):
-        for hidden in (0.0, 1.0):
-            measure(report, sizes, rows, tokens, hidden, options.rounds)
-    report.write()
+    for tokens in (8,) if options.quick else options.tokens:
+        for hidden in options.hidden:
+            if (tokens, bool(hidden)) not in known:
+                measure(report, sizes, 4 if options.quick else 32, tokens, hidden, options)
+                report.write()
 
 
-def measure(report: Report, sizes: dict[str, int], rows: int, tokens: int, hidden: float, rounds: int) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Which cases and candidates."""
+    parser.add_argument("--tokens", nargs="+", type=int, default=(32, 128), help="of each of 32 rows")
+    parser.add_argument("--hidden", nargs="+", type=float, default=(0.0, 1.0), help="weights of the hidden loss")
+    parser.add_argument("--methods", nargs="+", choices=tuple(SHARES), default=tuple(SHARES))
+
+
+def measure(
+    report: Report, sizes: dict[str, int], rows: int, tokens: int, hidden: float, options: argparse.Namespace
+) -> None:
     """Steps of one shape, with predictions alone or hidden states too."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 100, (rows, tokens), generator=generator).tolist()
@@ -70,22 +92,26 @@ def measure(report: Report, sizes: dict[str, int], rows: int, tokens: int, hidde
     teacher = build(sizes, seed=1)
     schedule = Cubic(0.9, 0, STEPS)
     runs = {}
-    for name in ("plain", *SHARES):
+    for name in ("plain", *options.methods, *ENDED):
         loss = PruningLoss(teacher, hard=0.0, soft=1.0, hidden=hidden, logits=PUBLISHED["grain"])
+        ended = UnitPruning(Cubic(0.95, 0, 1), loss=loss, shrink=ENDED.get(name, False))
         pruner: Any = {
             "plain": NoPruning,
+            **dict.fromkeys(ENDED, lambda ended=ended: ended),
             "imp": lambda: MagnitudePruning(schedule),
             "movement": lambda: MovementPruning(schedule),
             "soft-movement": lambda: MovementPruning(Cubic(0.1, 0, STEPS), soft=100.0),
             "grain": lambda loss=loss: UnitPruning(schedule, loss=loss),
+            "grain, every 2": lambda loss=loss: UnitPruning(schedule, loss=loss, every=2),
             "grain, whole loss": lambda: UnitPruning(schedule),
         }[name]()  # type: ignore[no-untyped-call, operator]
         runs[name] = Stepper(build(sizes, seed=0), data, loss, pruner, rows)
-    timings = interleaved(runs, rounds=rounds)
+    timings = interleaved(runs, rounds=options.rounds)
     plain = timings["plain"].median
-    overhead = {name: share * (timings[name].median / plain - 1) for name, share in SHARES.items()}
+    shares = {name: SHARES[name] for name in options.methods}
+    overhead = {name: share * (timings[name].median / plain - 1) for name, share in shares.items()}
     case = {**sizes, "rows": rows, "tokens": tokens, "hidden loss": bool(hidden)}
-    report.add(case, timings, ours="plain", share=SHARES, overhead=overhead)
+    report.add(case, timings, ours="plain", share=shares, overhead=overhead)
     for run in runs.values():
         run.run.stop()
 

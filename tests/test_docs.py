@@ -29,7 +29,16 @@ ROOT = Path(__file__).resolve().parents[1]
 DROP_IN = "docs/drop-in.md"
 DOCS = tuple(
     f"docs/{name}.md"
-    for name in ("ARCHITECTURE", "conventions", "format", "measurements", "attacks", "robustness", "structured")
+    for name in (
+        "ARCHITECTURE",
+        "conventions",
+        "format",
+        "measurements",
+        "attacks",
+        "robustness",
+        "structured",
+        "training",
+    )
 )
 PAGES = ("README.md", *DOCS, DROP_IN, "CHANGELOG.md")
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}

@@ -2,12 +2,12 @@
 """What one iteration of a mask search takes: `admm_step`, `select` and `nm`, beside torch's kernels one by one.
 
 And what searches end in or do without: exchanges (`swap`), and blocks removed one by one (`block_obs`), beside their
-references on a few rows.
+references on a few rows; and masks drawn at random (`draw_counts`), beside repeated `torch.multinomial`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from common import activations
@@ -22,11 +22,12 @@ SHAPES = ((4096, 4096), (4096, 11008))
 QUICK = ((24, 32),)
 EXCHANGES = ((768, 768, 0), (3072, 768, 0), (768, 3072, 0), (4096, 4096, 0), (4096, 4096, 4))  # the last one 2:4
 BLOCKS = ((768, 768, 4, 1), (3072, 768, 16, 16), (4096, 4096, 16, 16))  # and height, width
+DRAWS = ((768, 768, 0.54, 95), (3072, 768, 0.9375, 663))  # and sparsity, draws: the most of the published schedule
 LEAST = 1e-5  # of a row's loss, that an exchange has to gain
 
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
-    """Of the five ops."""
+    """Of the six ops."""
     for rows, columns in QUICK if quick else SHAPES:
         generator = torch.Generator().manual_seed(0)
         scores = torch.randn(rows, columns, generator=generator).to(device)
@@ -45,6 +46,38 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         yield _swap(rows, columns, of, device)
     for rows, columns, height, width in ((*QUICK[0], 4, 2),) if quick else BLOCKS:
         yield _block_obs(rows, columns, height, width, device)
+    for rows, columns, sparsity, draws in ((*QUICK[0], 0.5, 9),) if quick else DRAWS:
+        yield _draw_counts(rows, columns, sparsity, draws, device)
+
+
+def _draw_counts(rows: int, columns: int, sparsity: float, draws: int, device: str) -> Case:
+    """The others do each draw alike, so that two of them are timed."""
+    few = 2
+    weight = (0.04 * torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))).to(device)
+    keep = round(weight.numel() * (1.0 - sparsity))
+    sizes = weight.abs().reshape(-1)
+    p, logs = sizes**5.0, 5.0 * sizes.log()
+
+    def drawn(choose: Callable[[], Tensor]) -> Tensor:
+        counts = torch.zeros(weight.numel(), dtype=torch.int32, device=device)
+        for _ in range(few):
+            counts[choose()] += 1
+        return counts
+
+    return Case(
+        "draw_counts",
+        {"rows": rows, "columns": columns, "sparsity": sparsity, "draws": draws},
+        {
+            **ways("draw_counts", lambda: ops.draw_counts(weight, keep, draws), device),
+            f"torch.multinomial, {few} draws": lambda: drawn(lambda: torch.multinomial(p, keep)),
+            f"torch.topk of Gumbel keys, {few} draws": lambda: drawn(
+                lambda: torch.topk(logs - torch.empty_like(logs).exponential_().log_(), keep, sorted=False).indices
+            ),
+        },
+        operations=0.0,
+        bytes=8.0 * weight.numel(),
+        error=lambda counts: float(int(counts.sum()) % keep),  # every draw has as many
+    )
 
 
 def _select(scores: Tensor, count: int, scope: str, device: str) -> Case:

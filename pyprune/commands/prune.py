@@ -85,7 +85,7 @@ def add(commands: Any) -> None:
     )
     data.add_argument("--seed", type=common.seed, default=0, metavar="N", help="of the draw (default 0)")
     how = parser.add_argument_group("pruning")
-    names = (*methods.available(), *methods.TRAIN_RECIPES)
+    names = (*methods.available(), *methods.TRAIN_RECIPES, "randomized")
     how.add_argument(
         "--method", choices=names, default="akr", metavar="METHOD", help=f"one of {', '.join(names)} (default akr)"
     )

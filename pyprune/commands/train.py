@@ -20,24 +20,37 @@ EXAMPLES = """\
       --resume goes on with the last checkpoint in OUTPUT.training, with the same result to the last bit
   pyprune prune MODEL --method grain --train train.tsv --teacher TEACHER --sparsity 0.9 --output smaller
       nine tenths of neurons and of channels of heads removed meanwhile; the model saved is physically smaller
+  pyprune prune TEACHER --method randomized --train train.tsv --teacher TEACHER --sparsity 0.9 --output pruned
+      at 54, 83 and 90 % eight masks are drawn at random, each is trained for an epoch, and the best on held-out rows
+      for ten; --resume goes on with what is finished in OUTPUT.training
 """
 # By the name of the option: what goes into the training's settings, the losses, the schedule.
 _SETTINGS = ("epochs", "rate", "accumulate", "precision")
 _LOSSES = ("hard", "soft", "hidden", "attention")
 _SCHEDULE = ("warm_up", "cool_down")
+_RANDOM = ("candidates", "levels", "short_epochs", "pool")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Enter the options into the parser of ``prune``."""
-    from pyprune.methods.trained import TRAIN_RECIPES
-
-    group = parser.add_argument_group(f"methods that train ({', '.join(TRAIN_RECIPES)})")
+    group = parser.add_argument_group(f"methods that train ({', '.join(_methods())})")
     group.add_argument("--train", metavar="FILE", help="labelled rows to train on (default: those of --task)")
     group.add_argument("--teacher", metavar="DIR", help="a model fine-tuned for the same labels (default: no teacher)")
     group.add_argument(
-        "--epochs", type=common.not_negative, metavar="N", help="passes over the rows (default 3; of grain 20)"
+        "--held-out",
+        metavar="FILE|PART",
+        help="labelled rows, or a part of those to train on such as 0.1: the best of the last weights on them is kept "
+        "(default: the last; randomized masks are chosen by them: 0.1)",
     )
-    group.add_argument("--rate", type=common.not_negative, metavar="R", help="highest learning rate (default 3e-5)")
+    group.add_argument(
+        "--epochs",
+        type=common.not_negative,
+        metavar="N",
+        help="passes over the rows (default 3; of grain 20; of each level's best mask 10)",
+    )
+    group.add_argument(
+        "--rate", type=common.not_negative, metavar="R", help="highest learning rate (default 3e-5; of randomized 5e-5)"
+    )
     group.add_argument("--accumulate", type=common.positive, metavar="N", help="batches per step (default 1)")
     group.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of products (default float32)")
     group.add_argument("--freeze-embeddings", action="store_true", help="do not train them")
@@ -46,21 +59,51 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--cool-down", type=common.fraction, metavar="P", help="part of the run after it (default 0.3)")
     for name, what in (
-        ("hard", "labels (default 0.1; without a teacher 1)"),
-        ("soft", "the teacher's predictions (default 0.9)"),
-        ("hidden", "the teacher's hidden states (default 0; of grain 1)"),
-        ("attention", "the teacher's attentions (default 0)"),
+        ("hard", "labels (default 0.1; of grain and randomized 0; without a teacher 1)"),
+        ("soft", "the teacher's predictions (default 0.9; of grain and randomized 1)"),
+        ("hidden", "the teacher's hidden states (default 0; of grain and randomized 1)"),
+        ("attention", "the teacher's attentions (default 0; of randomized 1)"),
     ):
         group.add_argument(f"--{name}", type=common.not_negative, metavar="W", help=f"weight of {what}")
     group.add_argument("--contrast", action="store_true", help="add CAP's contrastive terms to the method")
     group.add_argument("--checkpoint-every", type=common.positive, metavar="N", help="steps (default: two minutes)")
+    group.add_argument(
+        "--candidates", type=common.positive, metavar="N", help="randomized: masks tried at each level (default 8)"
+    )
+    group.add_argument(
+        "--levels",
+        type=_levels,
+        metavar="S,S,...",
+        help="randomized: sparsities on the way, rising (default: those of 0.54,0.83,0.92,0.9375 below --sparsity)",
+    )
+    group.add_argument(
+        "--short-epochs",
+        type=common.not_negative,
+        metavar="N",
+        help="randomized: of each mask that is tried (default 1)",
+    )
+    group.add_argument(
+        "--pool",
+        type=common.positive,
+        metavar="N",
+        help="randomized: masks drawn for each that is tried, the others go by reconstruction error (default 1)",
+    )
+
+
+def _methods() -> tuple[str, ...]:
+    from pyprune.methods.randomized_entry import RANDOMIZED
+    from pyprune.methods.trained import TRAIN_RECIPES
+
+    return (*TRAIN_RECIPES, RANDOMIZED)
+
+
+def _levels(text: str) -> tuple[float, ...]:
+    return tuple(common.fraction(part) for part in text.split(","))
 
 
 def chosen(arguments: argparse.Namespace) -> bool:
     """Whether the method is one that trains."""
-    from pyprune.methods.trained import TRAIN_RECIPES
-
-    return arguments.method in TRAIN_RECIPES
+    return arguments.method in _methods()
 
 
 def check_usage(arguments: argparse.Namespace) -> None:
@@ -72,8 +115,10 @@ def check_usage(arguments: argparse.Namespace) -> None:
                 *_SETTINGS,
                 *_LOSSES,
                 *_SCHEDULE,
+                *_RANDOM,
                 "train",
                 "teacher",
+                "held_out",
                 "freeze_embeddings",
                 "contrast",
                 "checkpoint_every",
@@ -97,6 +142,11 @@ def check_usage(arguments: argparse.Namespace) -> None:
     for name in ("dry_run", "streaming", "random_weights"):
         if getattr(arguments, name):
             arguments.parser.error(f"--{name.replace('_', '-')} is not for methods that train")
+    randomized = arguments.method == "randomized"
+    for name in (*_SCHEDULE, "contrast", "checkpoint_every") if randomized else _RANDOM:
+        if getattr(arguments, name) not in (None, False):
+            which = "not for" if randomized else "for"
+            arguments.parser.error(f"--{name.replace('_', '-')} is {which} --method randomized")
     if arguments.resume and arguments.output is None:
         arguments.parser.error("--resume goes with --output: checkpoints are kept beside it")
 
@@ -115,20 +165,21 @@ def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]
     source = arguments.train if arguments.train is not None else arguments.task
     limit = {"limit": arguments.samples, "seed": arguments.seed}
     rows = tasks.load_texts(source, split=arguments.split, **columns, **limit)
-    held_out = None
+    judged = None
     if arguments.evaluate is not None:
-        held_out = tasks.load_texts(arguments.evaluate, purpose="evaluation", **columns)
+        judged = tasks.load_texts(arguments.evaluate, purpose="evaluation", **columns)
     elif arguments.train is None and task is not None and task.labels and not arguments.no_evaluate:
-        held_out = tasks.load_texts(source, purpose="evaluation", **columns)
+        judged = tasks.load_texts(source, purpose="evaluation", **columns)
+    held_out = _held_out(arguments.held_out, columns)
     options: dict[str, Any] = {"head": "ForSequenceClassification", "families": models.families()}
     model, tokenizer = open_model(arguments.model, **options), open_tokenizer(arguments.model)
     teacher = None if arguments.teacher is None else open_model(arguments.teacher, **options)
     folder = None if arguments.output is None else _folder(arguments.output)
     with for_terminal(quiet=arguments.quiet) as progress:
-        for note in (*rows.notes, *(held_out.notes if held_out is not None else ())):
+        for note in (*rows.notes, *(judged.notes if judged is not None else ())):
             progress.note(note)
         judging = {"tokenizer": tokenizer, "batch_size": 64, "progress": progress}
-        dense = None if held_out is None else judge(model if teacher is None else teacher, held_out, **judging)
+        dense = None if judged is None else judge(model if teacher is None else teacher, judged, **judging)
         result = _resumable(
             folder,
             lambda: train_prune(
@@ -136,15 +187,16 @@ def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]
                 rows,
                 tokenizer=tokenizer,
                 teacher=teacher,
+                held_out=held_out,
                 inplace=True,
                 checkpoints=folder,
                 progress=progress,
                 **_settings(arguments),
             ),
         )
-        if held_out is not None:
-            pruned = judge(result.model, held_out, **judging)
-            result.report["evaluation"] = evaluation_entry(held_out, dense, pruned)
+        if judged is not None:
+            pruned = judge(result.model, judged, **judging)
+            result.report["evaluation"] = evaluation_entry(judged, dense, pruned)
     saved = None
     if arguments.output is not None:
         saved = result.save(arguments.output, storage=arguments.storage, values=arguments.values)
@@ -156,6 +208,18 @@ def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]
     return 0
 
 
+def _held_out(given: str | None, columns: dict[str, Any]) -> Any:
+    """A part of the rows, or labelled rows of a file."""
+    from pyprune import tasks
+
+    if given is None:
+        return None
+    try:
+        return float(given)
+    except ValueError:
+        return tasks.load_texts(given, purpose="evaluation", **columns)
+
+
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     def given(names: tuple[str, ...]) -> dict[str, Any]:
         return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -165,7 +229,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "method": arguments.method,
         "sparsity": 0.5 if arguments.sparsity is None else float(arguments.sparsity),
         "training": training | {"seed": arguments.seed, "freeze_embeddings": arguments.freeze_embeddings},
-        "options": given(_SCHEDULE),
+        "options": given((*_SCHEDULE, *_RANDOM)),
         "contrast": arguments.contrast,
         "resume": arguments.resume,
         **given((*_LOSSES, "max_length", "checkpoint_every")),
@@ -192,6 +256,8 @@ def _resumable(folder: Path | None, work: Callable[[], Any]) -> Any:
 def _how_to_go_on(folder: Path | None) -> str:
     if folder is None:
         return "nothing is kept, because there is no --output; with it a run can be resumed"
+    if (folder / "run.json").exists():
+        return f"masks and levels that are finished are in {folder}; run the same command with --resume to go on"
     found = sorted(folder.glob("step-*.safetensors"))
     if not found:
         shutil.rmtree(folder, ignore_errors=True)
@@ -203,13 +269,32 @@ def _how_to_go_on(folder: Path | None) -> str:
 def trained_text(report: dict[str, Any], saved: str | None) -> str:
     """Say what was done, what is left, what it cost."""
     training, seconds = report["training"], report["seconds"]
-    rows: list[tuple[str, str]] = [("method", f"{report['method']}, {training['steps']} steps")]
-    if training["resumed"]:
+    levels = training.get("levels")
+    what = f"{len(levels)} levels" if levels else f"{training['steps']} steps"
+    rows: list[tuple[str, str]] = [("method", f"{report['method']}, {what}")]
+    if training.get("resumed"):
         rows.append(("", f"{training['resumed']} of them before it was resumed"))
     for index, (name, value) in enumerate(report["sparsity"].items()):
         rows.append(("zeros" if index == 0 else "", f"{common.percent(value)} {DENOMINATORS.get(name, name)}"))
-    first, last = training["losses"][0], training["losses"][-1]
-    rows.append(("loss", f"{first:.4g} in the first tenth of the run, {last:.4g} in the last"))
+    if levels:
+        rows += _level_rows(levels)
+    else:
+        first, last = training["losses"][0], training["losses"][-1]
+        rows.append(("loss", f"{first:.4g} in the first tenth of the run, {last:.4g} in the last"))
+    if training.get("scores"):
+        best = max(score for _, score in training["scores"])
+        rows.append(("kept", f"the weights after step {training['kept']}, {best:.4g} on the rows held out"))
     rows += cost_rows(report, f"{common.duration(seconds['total'])} (training {common.duration(seconds['training'])})")
     rows.append(("saved in", saved or "nowhere (no --output was given)"))
     return common.table(rows)
+
+
+def _level_rows(levels: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Each level: what the masks that were tried scored, and what the best became."""
+    found = []
+    for index, level in enumerate(levels):
+        tried = level["scores"]
+        of = f"mask {level['best'] + 1} of {len(tried)} ({min(tried):.4g} to {max(tried):.4g}), " if tried else ""
+        text = f"{common.percent(level['sparsity'])}: {of}then {level['score']:.4g} on the rows held out"
+        found.append(("levels" if index == 0 else "", text))
+    return found

@@ -16,6 +16,7 @@ import copy
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from pyprune.files import write_atomically
 from pyprune.methods.driver import Progress, Silent
 from pyprune.methods.journal import model_sha256
 from pyprune.training.distillation import PruningLoss
-from pyprune.training.loop import Training, train
+from pyprune.training.loop import Checkpoints, Training, train
 from pyprune.training.masks import Masks, parameters_of, prunable
 from pyprune.training.pruning import WeightPruning
 from pyprune.training.random_masks import RATIOS, MaskDraw, candidate_masks
@@ -112,6 +113,7 @@ def prune_randomized(
     pool: int = 4,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    watch: Callable[[Randomized], None] | None = None,
     progress: Progress | None = None,
 ) -> Randomized:
     """Prune a fine-tuned classifier level by level.
@@ -145,7 +147,10 @@ def prune_randomized(
     seed : int
         Of masks; short and long have their own.
     folder : path, optional
-        Where finished candidates and levels are kept; a run with the same settings goes on from there.
+        Where finished candidates and levels are kept, and every two minutes the long training under way; a run with the
+        same settings goes on from there.
+    watch : callable, optional
+        Is shown what there is at the end of each level, also of those that were finished before.
     progress : optional
 
     Returns
@@ -172,6 +177,9 @@ def prune_randomized(
     draw = MaskDraw() if draw is None else draw
     short = Training(epochs=1, rate=2e-4, decay=0.0) if short is None else short
     long = Training(epochs=10, rate=5e-5, decay=0.0) if long is None else long
+    done = Randomized(copy.deepcopy(model), {})
+    if model is teacher:  # whose weights a loss has frozen, or is about to
+        done.model.requires_grad_(True)
     make, batches = (_default_loss if loss is None else loss), list(screen)
     chosen = {
         "model": model_sha256(getattr(model, "config", None), sorted(model.state_dict().items())),
@@ -189,10 +197,11 @@ def prune_randomized(
     }
     kept = _Folder(None if folder is None else Path(folder).expanduser(), chosen)
     progress = Silent() if progress is None else progress
-    done = Randomized(copy.deepcopy(model), {})
     for index, (sparsity, count) in enumerate(zip(levels, counts, strict=True)):
         if kept.level(index) is not None:
             _take_up(done, kept, index)
+            if watch is not None:
+                watch(done)
             continue
         weights = {name: p.detach() for name, p in parameters_of(done.model, prunable(done.model)).items()}
         drawn = candidate_masks(
@@ -220,21 +229,30 @@ def prune_randomized(
             scores.append(value)
         progress.note(f"{100 * sparsity:g} %, the best of {count}")
         settings = replace(long, seed=long.seed + index)
-        done.model = _trained(done.model, best, rows, make(teacher), settings, progress)
+        checkpoints = kept.checkpoints(index)
+        done.model = _trained(done.model, best, rows, make(teacher), settings, progress, checkpoints)
         done.masks = best
         winner = max(range(count), key=scores.__getitem__)
         done.levels.append(Level(sparsity, scores if count > 1 else [], winner, float(score(done.model))))
         kept.finish(index, done)
+        if watch is not None:
+            watch(done)
     return done
 
 
 def _trained(
-    model: nn.Module, masks: Mapping[str, Tensor], rows: Rows, loss: PruningLoss, settings: Training, progress: Progress
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    rows: Rows,
+    loss: PruningLoss,
+    settings: Training,
+    progress: Progress,
+    checkpoints: Checkpoints | None = None,
 ) -> nn.Module:
     """A copy, trained within masks."""
     work = copy.deepcopy(model)
     pruner = GivenMasks(masks)
-    train(work, rows, loss, pruner, settings, progress=progress)
+    train(work, rows, loss, pruner, settings, checkpoints=checkpoints, progress=progress)
     pruner.check()
     return work
 
@@ -273,14 +291,26 @@ class _Folder:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if self._file.exists():
-            found = json.loads(self._file.read_text())
-            if found.get("settings") != self._notes["settings"]:
-                known = self._notes["settings"]
-                wrong = [name for name in known if found.get("settings", {}).get(name) != known[name]]
-                raise InputError(
-                    f"{folder} holds a run with other settings", seen=", ".join(wrong), hint="another folder"
-                )
-            self._notes = found
+            self._notes = self._read(folder)
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        """What an earlier process noted; scores and levels are believed only as far as they are such."""
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+            settings = dict(found["settings"])
+            scores = {str(key): float(value) for key, value in found["scores"].items()}
+            levels = {str(key): asdict(Level(**value)) for key, value in found["levels"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{self._file} is damaged",
+                seen=f"{type(error).__name__}: {error}"[:200],
+                hint=f"remove {folder} and start anew",
+            ) from error
+        known = self._notes["settings"]
+        wrong = [name for name in sorted({*known, *settings}) if settings.get(name) != known.get(name)]
+        if wrong:
+            raise InputError(f"{folder} holds a run with other settings", seen=", ".join(wrong), hint="another folder")
+        return {"settings": settings, "scores": scores, "levels": levels}
 
     @property
     def _file(self) -> Path:
@@ -305,8 +335,27 @@ class _Folder:
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         assert self._folder is not None
-        found: dict[str, Tensor] = load_file(self._folder / f"level-{index}.safetensors")
+        path = self._folder / f"level-{index}.safetensors"
+        try:
+            found: dict[str, Tensor] = load_file(path)
+        except Exception as error:  # the library raises its own types
+            raise InputError(
+                f"{path} is missing or damaged",
+                seen=str(error)[:200],
+                hint=f"remove {self._folder} and start anew",
+            ) from error
         return found
+
+    def _under_way(self, index: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"level-{index}.training"
+
+    def checkpoints(self, index: int) -> Checkpoints | None:
+        """Of the long training of a level, which goes on with what is there."""
+        if self._folder is None:
+            return None
+        settings = {"run": self._notes["settings"], "level": index}
+        return Checkpoints(self._under_way(index), resume=True, settings=settings)
 
     def finish(self, index: int, done: Randomized) -> None:
         if self._folder is None:
@@ -316,13 +365,19 @@ class _Folder:
         write_atomically(self._folder / f"level-{index}.safetensors", save(weights | bits), "the model of a level")
         self._notes["levels"][str(index)] = asdict(done.levels[-1])
         self._write()
+        shutil.rmtree(self._under_way(index), ignore_errors=True)
 
 
 def _take_up(done: Randomized, kept: _Folder, index: int) -> None:
     """A level that was finished before."""
     tensors = kept.tensors(index)
     weights = {n.removeprefix("model/"): value for n, value in tensors.items() if n.startswith("model/")}
-    done.model.load_state_dict(weights)
+    try:
+        done.model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"the model of level {index} does not fit", seen=str(error)[:200], hint="start anew"
+        ) from error
     done.masks = {n.removeprefix("mask/"): value.bool() for n, value in tensors.items() if n.startswith("mask/")}
     found = kept.level(index)
     assert found is not None

@@ -4,36 +4,42 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pyprune.errors import InputError
-from pyprune.methods import accounting
 from pyprune.methods.driver import Progress, Silent
 from pyprune.methods.journal import fingerprint, model_sha256
-from pyprune.methods.report import Clock, circumstances
+from pyprune.methods.randomized_entry import RANDOMIZED, train_randomized
+from pyprune.methods.report import Clock
+from pyprune.methods.train_parts import (
+    accuracy,
+    check_teacher,
+    eager_attention,
+    held_out_rows,
+    named,
+    report_of,
+    rows_of,
+    settings_of,
+)
 from pyprune.methods.working_copy import check_model, restore_types, to_float32
-from pyprune.models import Adapter
 from pyprune.result import PruneResult
-from pyprune.tasks.evaluate import classes_of, longest_input
-from pyprune.tasks.labels import gold_classes
 from pyprune.tasks.loading import Examples
 from pyprune.training import PUBLISHED, LogitsLoss, MagnitudePruning, MovementPruning, PruningLoss, Ramp, UnitPruning
+from pyprune.training.choice import Choice
 from pyprune.training.contrast import Contrast
-from pyprune.training.loop import Checkpoints, Trained, Training, described, train
+from pyprune.training.loop import Checkpoints, Training, described, train
 from pyprune.training.pruning import WeightPruning
 from pyprune.training.rows import Rows
-
-LONGEST = 128  # tokens of a row, unless more are asked for
+from pyprune.training.schedules import steps_of
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,12 @@ def _smp(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
 
 def _grain(sparsity: float, loss: PruningLoss, *, separate: bool = True, **options: Any) -> UnitPruning:
     ramp = Ramp(sparsity, **{"warm_up": 0.2, "cool_down": 0.6, **_ramp(options)})
+    # A head that is gone has no attention to compare.
+    options.setdefault("shrink", not loss.attention)
+    if options["shrink"] and loss.attention:
+        raise InputError(
+            "attentions of a model that is made smaller have nothing to be compared with", hint="shrink=False"
+        )
     return UnitPruning(ramp, loss=loss if separate else None, **options)
 
 
@@ -133,9 +145,10 @@ def train_prune(
     hard: float | None = None,
     soft: float | None = None,
     hidden: float | None = None,
-    attention: float = 0.0,
+    attention: float | None = None,
     logits: LogitsLoss | None = None,
     contrast: Mapping[str, Any] | bool = False,
+    held_out: Examples | Rows | float | None = None,
     options: Mapping[str, Any] | None = None,
     inplace: bool = False,
     checkpoints: str | os.PathLike[str] | None = None,
@@ -158,7 +171,7 @@ def train_prune(
     tokenizer : optional
         Of transformers; needed for text.
     method : str
-        ``"imp"``, ``"movement"`` (default), ``"soft-movement"``, ``"smp"`` or ``"grain"``.
+        ``"imp"``, ``"movement"`` (default), ``"soft-movement"``, ``"smp"``, ``"grain"`` or ``"randomized"``.
     sparsity : float
         Fraction of zeros in each linear of the blocks at the end; of ``"grain"`` that of the parameters of all neurons
         and channels.
@@ -174,9 +187,15 @@ def train_prune(
         Between predictions of student and teacher.
     contrast : bool or mapping
         CAP's terms on top of the method, with settings of :class:`pyprune.training.Contrast`.
+    held_out : Examples, Rows or float, optional
+        Labelled text by which the best of the last weights is chosen, ten times an epoch once the sparsity is reached;
+        or a part of ``data`` that is set aside for it. None: the last weights are kept. ``"randomized"`` chooses its
+        masks by it (default 0.1).
     options : mapping, optional
         Of the method: ``warm_up`` and ``cool_down`` (parts of the run), ``scope``, ``rate`` (of scores), ``soft``; of
-        ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``.
+        ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``, ``every``,
+        ``shrink`` (steps get faster once units are gone; default); of
+        ``"randomized"`` see :func:`pyprune.methods.randomized_entry.train_randomized`.
     inplace : bool
         Prune the given model itself; a run that fails leaves it partly pruned.
     checkpoints : path, optional
@@ -209,11 +228,33 @@ def train_prune(
     progress = Silent() if progress is None else progress
     if resume and checkpoints is None:
         raise InputError("resume needs checkpoints", hint="checkpoints=DIR, the folder of the run that was stopped")
+    if method == RANDOMIZED:
+        if contrast or checkpoint_every is not None:
+            raise InputError("randomized masks know no contrast, and are kept candidate by candidate")
+        return train_randomized(
+            model,
+            data,
+            tokenizer=tokenizer,
+            sparsity=sparsity,
+            teacher=teacher,
+            training=training,
+            max_length=max_length,
+            losses={"hard": hard, "soft": soft, "hidden": hidden, "attention": attention},
+            logits=logits,
+            held_out=held_out,
+            options=options,
+            inplace=inplace,
+            folder=checkpoints,
+            resume=resume,
+            progress=progress,
+            clock=clock,
+        )
     recipe = _recipe(method)
-    settings = _settings(recipe, training)
+    settings = settings_of(recipe.training, training)
     adapter = check_model(model)
-    rows, told = _rows(data, model, tokenizer, max_length)
-    _check_teacher(model, teacher)
+    rows, told = rows_of(data, model, tokenizer, max_length)
+    rows, held, held_told = held_out_rows(held_out, rows, model, tokenizer, max_length, settings.seed)
+    check_teacher(model, teacher)
     if teacher is None:
         hard, soft, hidden = (
             default if value is None else value for value, default in ((hard, 1.0), (soft, 0.0), (hidden, 0.0))
@@ -229,7 +270,7 @@ def train_prune(
             hard=recipe.hard if hard is None else hard,
             soft=recipe.soft if soft is None else soft,
             hidden=recipe.hidden if hidden is None else hidden,
-            attention=attention,
+            attention=attention or 0.0,
             logits=recipe.logits if logits is None else logits,
             maps=recipe.maps,
             contrast=None if banks is None else _contrast(banks, rows, teacher, settings, contrast),
@@ -238,22 +279,29 @@ def train_prune(
             pruner = recipe.pruner(sparsity, loss, **dict(options or {}))
         except TypeError as error:
             raise InputError(f"an option that {method} does not know", seen=str(error)) from None
-        chosen = described(settings, loss, pruner) | {"method": method, "sparsity": sparsity}
+        an_epoch = steps_of(1, len(rows), settings.batch_size, settings.accumulate)
+        choice = None if held is None else Choice(accuracy(held), every=max(an_epoch // 10, 1))
+        chosen = described(settings, loss, pruner, choice) | {"method": method, "sparsity": sparsity}
+        if held_told is not None:
+            chosen["held_out"] = held_told["sha256"]
         kept = None
         if folder is not None:
             device = str(next(work.parameters()).device.type)
             whole = fingerprint(given, rows.sha256, {**chosen, "teacher": taught_by}, device)
             kept = Checkpoints(folder, resume=resume, settings=whole, every=checkpoint_every)
         clock.ready()
-        done = train(work, rows, loss, pruner, settings, checkpoints=kept, progress=progress)
+        with eager_attention([m for m in (work, teacher) if m is not None], wanted=bool(attention)):
+            done = train(work, rows, loss, pruner, settings, choice=choice, checkpoints=kept, progress=progress)
     pruner.check()
     restore_types(work, types)
     masks = pruner.linears()
-    report = _report(recipe, work, adapter, masks, done, clock, sha256=given) | {
+    trained = asdict(done) | ({} if choice is None else {"kept": choice.step, "scores": choice.scores})
+    report = report_of(recipe.name, work, adapter, masks, trained, clock, sha256=given) | {
         "settings": chosen,
         "seed": settings.seed,
         "data": told | {"rows": len(rows), "sha256": rows.sha256},
-        "teacher": None if teacher is None else _named(teacher, taught_by),
+        "held_out": held_told,
+        "teacher": None if teacher is None else named(teacher, taught_by),
     }
     return PruneResult(
         work, masks, report, tokenizer, units=pruner.units() if isinstance(pruner, UnitPruning) else None
@@ -262,7 +310,7 @@ def train_prune(
 
 def _recipe(method: str) -> TrainRecipe:
     if method not in TRAIN_RECIPES:
-        raise InputError(f"unknown method {method!r}", hint=f"one of {', '.join(TRAIN_RECIPES)}")
+        raise InputError(f"unknown method {method!r}", hint=f"one of {', '.join((*TRAIN_RECIPES, RANDOMIZED))}")
     return TRAIN_RECIPES[method]
 
 
@@ -289,98 +337,3 @@ def _contrast(banks: Path, rows: Rows, teacher: Any, settings: Training, given: 
         return Contrast(banks, rows, teacher=teacher, **options)
     except TypeError as error:
         raise InputError("a setting that a contrast does not know", seen=str(error)) from None
-
-
-def _check_teacher(model: Any, teacher: Any) -> None:
-    if teacher is None:
-        return
-    for name in ("vocab_size", "num_labels"):
-        ours, theirs = (getattr(m.config, name, None) for m in (model, teacher))
-        if ours != theirs:
-            raise InputError(
-                "the teacher does not fit the model",
-                seen=f"{name} {theirs} of the teacher, {ours} of the model",
-                hint="a teacher with the same tokenizer, fine-tuned for the same labels",
-            )
-
-
-def _settings(recipe: TrainRecipe, given: Training | Mapping[str, Any] | None) -> Training:
-    if isinstance(given, Training):
-        return given
-    try:
-        return replace(recipe.training, **dict(given or {}))
-    except TypeError as error:
-        raise InputError("a setting that a training does not know", seen=str(error)) from None
-
-
-def _rows(data: Any, model: Any, tokenizer: Any, max_length: int | None) -> tuple[Rows, dict[str, Any]]:
-    if isinstance(data, Rows):
-        return data, {}
-    if not isinstance(data, Examples):
-        raise InputError(
-            "training needs labelled text", seen=type(data).__name__, hint="pyprune.tasks.load_texts(path), or Rows"
-        )
-    if tokenizer is None:
-        raise InputError("text needs a tokenizer", hint="tokenizer=AutoTokenizer.from_pretrained(path)")
-    labels = gold_classes(data, model.config, classes_of(model))
-    limit = longest_input(model, tokenizer, None)
-    length = min(limit, LONGEST) if max_length is None else longest_input(model, tokenizer, max_length)
-    pairs = None if data.pairs is None else list(data.pairs)
-    output = tokenizer(list(data.texts), pairs, truncation=True, max_length=length, padding=False)
-    accepted = set(inspect.signature(model.forward).parameters)  # DistilBERT takes no token_type_ids
-    names = [name for name in output if name in accepted]
-    encoded = [{name: output[name][row] for name in names} for row in range(len(data))]
-    told = {"source": data.source, "source_sha256": data.sha256, "max_length": length}
-    return Rows(encoded, labels, {"input_ids": int(tokenizer.pad_token_id)}), told
-
-
-def _named(model: Any, sha256: str | None) -> dict[str, Any]:
-    return {"name": str(getattr(model.config, "_name_or_path", "") or ""), "sha256": sha256}
-
-
-def _report(
-    recipe: TrainRecipe,
-    model: Any,
-    adapter: Adapter,
-    masks: Mapping[str, Tensor],
-    done: Trained,
-    clock: Clock,
-    *,
-    sha256: str,
-) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    layers = [
-        {
-            "name": name,
-            "rows": mask.shape[0],
-            "cols": mask.shape[1],
-            "kept": int(mask.sum()),
-            "sparsity": 1.0 - int(mask.sum()) / mask.numel(),
-        }
-        for name, mask in masks.items()
-    ]
-    removed = sum(int((~mask).sum()) for mask in masks.values())
-    counts = accounting.count(model, adapter, removed, _units(model, adapter, masks), 0.0)
-    del counts["encoder_macs"]  # there is no one length
-    return {
-        "method": recipe.name,
-        **circumstances(model, adapter, sha256=sha256, device=device),
-        "layers": layers,
-        "sparsity": {name: entry["removed"] / entry["total"] for name, entry in counts.items()},
-        "counts": counts,
-        "training": {"steps": done.steps, "resumed": done.resumed, "losses": done.losses},
-        "seconds": clock.seconds({"training": done.seconds}),
-        "memory": clock.memory(device),
-        "notes": [],
-    }
-
-
-def _units(model: Any, adapter: Adapter, masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """Heads and neurons that nothing reads any more."""
-    found = {"removed": 0, "total": 0}
-    for index, block in enumerate(adapter.blocks(model)):
-        prefix = adapter.block_name(model, index)
-        own = {name: masks[f"{prefix}.{name}"] for name in adapter.linears(block)}
-        for key, count in accounting.units(model, adapter, own).items():
-            found[key] += count
-    return found

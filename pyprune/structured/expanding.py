@@ -49,7 +49,7 @@ def expand(model: nn.Module, units: Units | None = None) -> nn.Module:
         raise InputError("the units are not those of this model", hint="the folder was put together of two")
     large = copy.deepcopy(model)
     for block, layer, whole in zip(adapter.blocks(large), units.layers, dense.shapes, strict=True):
-        _fill(block, adapter, layer, whole, dense.width)
+        fill_block(block, adapter, layer, whole, dense.width)
     delattr(large.config, KEY)
     return large
 
@@ -59,7 +59,8 @@ def _first(shape: LayerShape) -> LayerUnits:
     return LayerUnits(tuple(range(len(value))), query, value, tuple(range(shape.neurons)))
 
 
-def _fill(block: nn.Module, adapter: Adapter, layer: LayerUnits, whole: LayerShape, width: int) -> None:
+def fill_block(block: nn.Module, adapter: Adapter, layer: LayerUnits, whole: LayerShape, width: int) -> None:
+    """Put linears of whole size into a compact block, in place, with zeros where units are gone."""
     old = any_linears(block, adapter)
     resize(block, adapter, whole, width)
     for name, (rows, columns) in kept_places(adapter, layer, width).items():

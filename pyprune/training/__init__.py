@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyprune.training.choice import Choice
 from pyprune.training.contrast import Contrast
 from pyprune.training.contrastive import Bank, contrastive_loss, extra_rows
 from pyprune.training.distillation import Parts, PruningLoss
@@ -24,6 +25,7 @@ __all__ = [
     "PUBLISHED",
     "PUBLISHED_DRAWS",
     "Bank",
+    "Choice",
     "Contrast",
     "Cubic",
     "HiddenMaps",

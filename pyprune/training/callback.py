@@ -52,6 +52,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 seen=f"{args.n_gpu} GPUs in one process",
                 hint="torchrun --nproc-per-node, or CUDA_VISIBLE_DEVICES with one of them",
             )
+        if getattr(self.pruner, "shrink", False):
+            raise InputError(
+                "a model cannot be made smaller within Trainer, which keeps its parameters", hint="shrink=False"
+            )
         if self.loss is not None:
             self.loss.attach(kwargs["model"])
             self.loss.accumulate = args.gradient_accumulation_steps

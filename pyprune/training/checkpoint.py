@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from torch import Tensor
@@ -67,3 +68,66 @@ def load_state(path: Path, settings: Mapping[str, Any]) -> tuple[State, int]:
             hint="the same settings as before",
         )
     return State(tensors, values), step
+
+
+class Checkpoints:
+    """The last few checkpoints of a training in a folder, each one file that appears whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+    resume : bool
+        Go on with the last one. Without it a folder with checkpoints is an error.
+    settings : mapping
+        What they have to agree with.
+    keep : int
+        How many are kept.
+    every : int, optional
+        Steps between them; default: by the clock, one every ``seconds``.
+    seconds : float
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume: bool,
+        settings: Mapping[str, Any],
+        keep: int = 1,
+        every: int | None = None,
+        seconds: float = 120.0,
+    ) -> None:
+        self.folder, self._settings, self._keep, self._every, self._seconds = folder, settings, keep, every, seconds
+        self._last = monotonic()
+        found = self.there()
+        if found and not resume:
+            raise InputError(
+                f"{folder} holds checkpoints of a training",
+                seen=found[-1].name,
+                hint="resume=True (--resume) to go on with it, or remove the folder",
+            )
+        if not found and folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no checkpoints", hint="an empty or new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def there(self) -> list[Path]:
+        """Checkpoints, in order of steps."""
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+    def load(self) -> tuple[State, int] | None:
+        """The last one and how many steps it has done; None if there is none."""
+        found = self.there()
+        return load_state(found[-1], self._settings) if found else None
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for one after so many steps."""
+        if self._every is not None:
+            return step % self._every == 0
+        return monotonic() - self._last >= self._seconds
+
+    def save(self, state: State, step: int) -> None:
+        """Write one, and remove those before the last few."""
+        save_state(self.folder / f"step-{step:08d}.safetensors", state, self._settings, step)
+        for old in self.there()[: -self._keep]:
+            old.unlink()
+        self._last = monotonic()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates of one on neurons, value channels and query channels of an encoder that is being trained.
+"""Gradients of gates of one on neurons, value channels and query channels of an encoder that is being trained.
 
 The gradient of a gate is what a first-order score of its unit is made of: ``∂L/∂m_u = Σ_{w ∈ u} w ∂L/∂w`` over the
-weights of one side of the unit (the rows of the query side and of the key side give the same number).
+weights of one side of the unit (the rows of the query side and of the key side give the same number). A gate of one
+need not be there to have a gradient: it is ``Σ_tokens x_u ∂L/∂x_u`` of what it would multiply, and both of these are
+at hand in a backward pass.
 """
 
 from __future__ import annotations
@@ -27,69 +29,110 @@ class UnitGates:
     ----------
     model : nn.Module
     adapter : Adapter
+    follow : bool
+        Every backward pass adds to what :meth:`collected` gives.
 
     Attributes
     ----------
-    gates : dict of str to Tensor
-        ``"neurons"`` float32 ``[layers, neurons]``, ``"query"`` and ``"value"`` ``[layers, heads · width]``: all one.
-        Empty while they are closed.
+    is_open : bool
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter) -> None:
+    def __init__(self, model: nn.Module, adapter: Adapter, *, follow: bool = False) -> None:
         self.parts = sub_layers(model, adapter)
-        self.gates: dict[str, Tensor] = {}
+        self.is_open = False
+        self._following = follow
         self._handles: list[RemovableHandle] = []
+        self._seen: dict[tuple[str, int], Tensor] = {}
+        attention, feed = self.parts[0::2], self.parts[1::2]
+        self._sizes = {"neurons": (len(feed), feed[0].writes.in_features)}
+        self._sizes |= dict.fromkeys(("query", "value"), (len(feed), attention[0].writes.in_features))
+        self._sums: dict[str, Tensor] = {}
 
     def open(self) -> None:
-        """Put the gates in place."""
-        if self.gates:
+        """Look at each forward pass from here on."""
+        if self.is_open:
             return
-        attention, feed = self.parts[0::2], self.parts[1::2]
-        device = attention[0].writes.weight.device
-        sizes = {"neurons": feed[0].writes.in_features}
-        sizes |= dict.fromkeys(("query", "value"), attention[0].writes.in_features)
-        self.gates = {
-            site: torch.ones(len(feed), size, device=device, requires_grad=True) for site, size in sizes.items()
-        }
-        for layer, (first, second) in enumerate(zip(attention, feed, strict=True)):
+        self.is_open = True
+        self._sums = self._zeros()
+        for layer, (first, second) in enumerate(zip(self.parts[0::2], self.parts[1::2], strict=True)):
             for site, linear in (("value", first.writes), ("neurons", second.writes)):
                 self._handles.append(linear.register_forward_pre_hook(self._before(site, layer)))
             # The product of a query and a key channel is gated once: on the query, its bias included.
             self._handles.append(first.reads[0].register_forward_hook(self._after(layer)))
 
-    def _before(self, site: str, layer: int) -> Callable[..., tuple[Any, ...]]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (_times(args[0], self.gates[site][layer]), *args[1:])
+    def _zeros(self) -> dict[str, Tensor]:
+        weight = self.parts[0].writes.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return {site: torch.zeros(size, dtype=dtype, device=weight.device) for site, size in self._sizes.items()}
+
+    def _before(self, site: str, layer: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            self._see(site, layer, args[0])
 
         return hook
 
-    def _after(self, layer: int) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            return _times(output, self.gates["query"][layer])
+    def _after(self, layer: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self._see("query", layer, output)
 
         return hook
+
+    def _see(self, site: str, layer: int, value: Tensor) -> None:
+        if not value.requires_grad:
+            return
+        self._seen[site, layer] = value
+        if self._following:
+            self._follow(site, layer, value)
+
+    def _follow(self, site: str, layer: int, value: Any) -> None:
+        known = value.detach()  # a hook that held the tensor itself would keep the graph alive
+
+        def add(gradient: Tensor) -> None:
+            self._sums[site][layer] += _by_unit(known, gradient)
+
+        value.register_hook(add)
+
+    def follow(self) -> None:
+        """The next backward pass of the last forward pass adds to what :meth:`collected` gives."""
+        for (site, layer), value in self._seen.items():
+            self._follow(site, layer, value)
+        self._seen.clear()
 
     def close(self) -> None:
-        """Take them away."""
+        """Look no more."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self.gates = [], {}
+        self._handles, self.is_open = [], False
+        self._seen.clear()
 
     def of(self, loss: Tensor) -> dict[str, Tensor]:
-        """Gradients of a loss, without those of any weight; the graph is kept for a backward pass that follows."""
-        found = torch.autograd.grad(loss, list(self.gates.values()), retain_graph=True, allow_unused=True)
-        pairs = zip(self.gates.items(), found, strict=True)
-        return {site: torch.zeros_like(gate) if value is None else value for (site, gate), value in pairs}
+        """Gradients of a loss of the last forward pass; the graph is kept for a backward pass that follows.
+
+        No gradient of any weight is computed on the way.
+
+        Returns
+        -------
+        dict of str to Tensor
+            ``"neurons"`` ``[layers, neurons]``, ``"query"`` and ``"value"`` ``[layers, heads · width]``, float32 at
+            least.
+        """
+        found = self._zeros()
+        values = list(self._seen.values())
+        gradients = torch.autograd.grad(loss, values, retain_graph=True, allow_unused=True) if values else ()
+        for (site, layer), value, gradient in zip(self._seen, values, gradients, strict=True):
+            if gradient is not None:
+                found[site][layer] = _by_unit(value.detach(), gradient)
+        self._seen.clear()
+        return found
 
     def collected(self) -> dict[str, Tensor]:
-        """Gradients that backward passes have added up since the last call."""
-        found = {}
-        for site, gate in self.gates.items():
-            found[site] = torch.zeros_like(gate) if gate.grad is None else gate.grad
-            gate.grad = None
+        """What backward passes that were followed have added up since the last call."""
+        found, self._sums = self._sums, self._zeros()
+        self._seen.clear()
         return found
 
 
-def _times(value: Tensor, gate: Tensor) -> Tensor:
-    """The value itself, as a gate is one; in float32, so that its gradient is summed in that."""
-    return (value * gate).to(value.dtype)
+def _by_unit(value: Tensor, gradient: Tensor) -> Tensor:
+    """``Σ x_u ∂L/∂x_u`` over tokens, float32 ``[units]`` at least: half precision would lose digits in the sum."""
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    return (value.to(dtype) * gradient).flatten(0, -2).sum(dim=0)

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError, NumericsError
-from pyprune.training.checkpoint import load_state, save_state
+from pyprune.training.checkpoint import Checkpoints as Checkpoints  # part of what a training takes
+from pyprune.training.choice import Choice
 from pyprune.training.distillation import PruningLoss
 from pyprune.training.pruning import Pruner, State
 from pyprune.training.rows import NUMBERS, Rows
@@ -111,69 +111,6 @@ class Trained:
     seconds: float = 0.0
 
 
-class Checkpoints:
-    """The last few checkpoints of a training in a folder, each one file that appears whole or not at all.
-
-    Parameters
-    ----------
-    folder : Path
-    resume : bool
-        Go on with the last one. Without it a folder with checkpoints is an error.
-    settings : mapping
-        What they have to agree with.
-    keep : int
-        How many are kept.
-    every : int, optional
-        Steps between them; default: by the clock, one every ``seconds``.
-    seconds : float
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        resume: bool,
-        settings: Mapping[str, Any],
-        keep: int = 1,
-        every: int | None = None,
-        seconds: float = 120.0,
-    ) -> None:
-        self.folder, self._settings, self._keep, self._every, self._seconds = folder, settings, keep, every, seconds
-        self._last = monotonic()
-        found = self.there()
-        if found and not resume:
-            raise InputError(
-                f"{folder} holds checkpoints of a training",
-                seen=found[-1].name,
-                hint="resume=True (--resume) to go on with it, or remove the folder",
-            )
-        if not found and folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no checkpoints", hint="an empty or new folder")
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def there(self) -> list[Path]:
-        """Checkpoints, in order of steps."""
-        return sorted(self.folder.glob("step-*.safetensors"))
-
-    def load(self) -> tuple[State, int] | None:
-        """The last one and how many steps it has done; None if there is none."""
-        found = self.there()
-        return load_state(found[-1], self._settings) if found else None
-
-    def due(self, step: int) -> bool:
-        """Whether it is time for one after so many steps."""
-        if self._every is not None:
-            return step % self._every == 0
-        return monotonic() - self._last >= self._seconds
-
-    def save(self, state: State, step: int) -> None:
-        """Write one, and remove those before the last few."""
-        save_state(self.folder / f"step-{step:08d}.safetensors", state, self._settings, step)
-        for old in self.there()[: -self._keep]:
-            old.unlink()
-        self._last = monotonic()
-
-
 def train(
     model: nn.Module,
     rows: Rows,
@@ -181,6 +118,7 @@ def train(
     pruner: Pruner,
     settings: Training,
     *,
+    choice: Choice | None = None,
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
 ) -> Trained:
@@ -194,6 +132,8 @@ def train(
     loss : PruningLoss
     pruner : Pruner
     settings : Training
+    choice : Choice, optional
+        Which weights are kept. None: the last ones.
     checkpoints : Checkpoints, optional
         Where they are written, and where training goes on from if there is one.
     progress : optional
@@ -214,7 +154,7 @@ def train(
     steps = settings.steps(len(rows))
     stored = None if checkpoints is None else checkpoints.load()
     done = Trained(steps, resumed=0 if stored is None else stored[1])
-    run = _Run(model, rows, loss, pruner, settings, steps)
+    run = _Run(model, rows, loss, pruner, settings, steps, choice)
     if progress is not None:
         progress.start(steps, "training")
         for _ in range(done.resumed):
@@ -224,10 +164,14 @@ def train(
         for step in range(done.resumed, steps):
             value = run.step(step)
             run.losses.append(value)
+            if choice is not None:
+                choice.see(model, pruner, step + 1, steps)
             if progress is not None:
                 progress.advance(f"training, loss {value:.3f}, {100 * pruner.sparsity():.0f} % pruned")
             if checkpoints is not None and step + 1 < steps and checkpoints.due(step + 1):
                 checkpoints.save(run.state(), step + 1)
+        if choice is not None:
+            choice.put_back(model, pruner, steps)
     finally:
         run.stop()
         if progress is not None:
@@ -241,10 +185,17 @@ class _Run:
     """A model with everything that moves its weights."""
 
     def __init__(
-        self, model: nn.Module, rows: Rows, loss: PruningLoss, pruner: Pruner, settings: Training, steps: int
+        self,
+        model: nn.Module,
+        rows: Rows,
+        loss: PruningLoss,
+        pruner: Pruner,
+        settings: Training,
+        steps: int,
+        choice: Choice | None = None,
     ) -> None:
         self.model, self.rows, self.loss, self.pruner, self.settings = model, rows, loss, pruner, settings
-        self.steps = steps
+        self.steps, self.choice = steps, choice
         self.losses: list[float] = []
         self.device = next(model.parameters()).device
         self.dtype = _PRECISIONS[settings.precision]
@@ -253,9 +204,10 @@ class _Run:
     def start(self, state: State | None) -> None:
         self.loss.attach(self.model)
         self._frozen = _freeze_embeddings(self.model) if self.settings.freeze_embeddings else []
+        inner = None if state is None else State(state.under("pruner"), state.values["pruner"])
+        self.pruner.begin(self.model, self.steps, inner)  # may give the model's linears other sizes
         if state is not None:
             self.model.load_state_dict(state.under("model"))
-        self.named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in self.named.values() if p.dim() > 1], "weight_decay": self.settings.decay},
@@ -267,12 +219,18 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["initial_lr"] = self.settings.rate
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        inner = None
         if state is not None:
-            inner = State(state.under("pruner"), state.values["pruner"])
             self._load_moments(state)
-        self.pruner.begin(self.model, self.steps, inner)
+        if self.choice is not None:
+            self.choice.forget()
+            if state is not None:
+                self.choice.restore(State(state.under("choice"), state.values["choice"]))
         self.model.train()
+
+    @property
+    def named(self) -> dict[str, nn.Parameter]:
+        """What is trained; a pruner may have put other parameters into the model."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _load_moments(self, state: State) -> None:
         steps = state.under("step")
@@ -290,6 +248,10 @@ class _Run:
         found = State(values={"pruner": inner.values, "losses": self.losses, "scaler": self.scaler.state_dict()})
         found.put("model", {name: value.clone() for name, value in self.model.state_dict().items()})
         found.put("pruner", inner.tensors)
+        if self.choice is not None:
+            chosen = self.choice.state()
+            found.values["choice"] = chosen.values
+            found.put("choice", chosen.tensors)
         for name, parameter in self.named.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found.tensors[f"{key}/{name}"] = value
@@ -375,6 +337,7 @@ def _means(values: list[float], parts: int = 10) -> list[float]:
     return [sum(chunk) / len(chunk) for chunk in chunks]
 
 
-def described(settings: Training, loss: PruningLoss, pruner: Pruner) -> dict[str, Any]:
+def described(settings: Training, loss: PruningLoss, pruner: Pruner, choice: Choice | None = None) -> dict[str, Any]:
     """JSON-able: everything chosen that decides the bits of a result."""
-    return {"training": asdict(settings), "loss": loss.settings(), "pruner": pruner.settings()}
+    found = {"training": asdict(settings), "loss": loss.settings(), "pruner": pruner.settings()}
+    return found if choice is None else found | {"choice": choice.settings()}

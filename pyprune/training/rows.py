@@ -61,6 +61,19 @@ class Rows:
         return len(self._encoded)
 
     @property
+    def lengths(self) -> list[int]:
+        """Tokens of every row."""
+        found: list[int] = self._lengths.tolist()
+        return found
+
+    def part(self, numbers: Sequence[int]) -> Rows:
+        """Some of the rows, in the order of their numbers here."""
+        labels = None if self.labels is None else self.labels[torch.tensor(numbers, dtype=torch.long)]
+        found = Rows([{name: value.tolist() for name, value in self._encoded[n].items()} for n in numbers], None)
+        found.labels, found._padding = labels, self._padding
+        return found
+
+    @property
     def sha256(self) -> str:
         """Hash of ids and labels."""
         digest = hashlib.sha256()

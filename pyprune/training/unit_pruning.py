@@ -21,6 +21,7 @@ from pyprune.training.gating import SITES, UnitGates
 from pyprune.training.masks import unwrapped
 from pyprune.training.pruning import State
 from pyprune.training.schedules import Schedule
+from pyprune.training.shrinking import cut, grow
 from pyprune.units import Units
 
 Kind = Literal["channels", "heads"]
@@ -48,14 +49,21 @@ class UnitPruning:
     schedule : Schedule or callable
         Of the part of all units' parameters that is gone; or what makes one of the number of steps.
     loss : PruningLoss, optional
-        Scores are made of the gradients of its predictions alone (gradient separation). None: of those of the whole
-        loss, which cost no pass of their own.
+        Scores are made of the gradients of its predictions alone (gradient separation), which takes a backward pass of
+        its own, without weights, where the loss has hidden states or attentions too. None: of those of the whole loss.
     unit : {"channels", "heads"}
         Query and value channels on their own, or whole heads; neurons beside both.
     decay : float
         ``β``.
     regularisation : float
         ``α``; 0: none.
+    every : int
+        Steps from one measurement of gradients to the next. The moving average forgets as fast as if it were made at
+        every step; the pass of its own that gradient separation takes is made so much less often.
+
+    shrink : bool
+        Once the schedule has ended, take what is gone out of the model's linears until :meth:`end`, so that steps get
+        faster. For loops of one's own in one process; without a loss of attentions.
 
     Attributes
     ----------
@@ -74,20 +82,26 @@ class UnitPruning:
         unit: Kind = "channels",
         decay: float = 0.998,
         regularisation: float = 0.3,
+        every: int = 1,
+        shrink: bool = False,
     ) -> None:
         if unit not in ("channels", "heads"):
             raise InputError(f"unknown unit {unit!r}", hint='"channels" or "heads"')
         if not regularisation >= 0:
             raise InputError("regularisation is at least 0", seen=str(regularisation))
+        if every < 1:
+            raise InputError("gradients are measured every step or less often", seen=str(every))
         self._given, self._loss, self.unit = schedule, loss, unit
-        self.decay, self.regularisation = decay, regularisation
+        self.decay, self.regularisation, self.every = decay, regularisation, every
+        self.shrink = shrink
         self.masks: dict[str, Tensor] = {}
+        self._small: tuple[Units, dict[str, Tensor]] | None = None  # what is cut out of the model, and its masks
         self._scale = 1.0
         self._gates: UnitGates | None = None
 
     def settings(self) -> dict[str, Any]:
         """JSON-able; what a checkpoint has to agree with."""
-        names = ("name", "unit", "decay", "regularisation")
+        names = ("name", "unit", "decay", "regularisation", "every", "shrink")
         found = {name: getattr(self, name) for name in names}
         return found | {"schedule": repr(self._given), "separate": self._loss is not None}
 
@@ -101,8 +115,12 @@ class UnitPruning:
         """
         self.end()
         self.model = unwrapped(model)
+        if self.shrink and _processes() > 1:
+            raise InputError(
+                "a model that several processes train cannot be made smaller meanwhile", hint="shrink=False"
+            )
         self.schedule = self._given if isinstance(self._given, Schedule) else self._given(steps)
-        self._gates = UnitGates(self.model, adapter_for(self.model))
+        self._gates = UnitGates(self.model, adapter_for(self.model), follow=self._loss is None)
         attention, feed = self._gates.parts[0], self._gates.parts[1]
         sizes = _Sizes(
             attention.writes.out_features,
@@ -119,13 +137,15 @@ class UnitPruning:
         counts = {site: mask.numel() for site, mask in self.masks.items()}
         self._sums = {site: torch.zeros(count, device=device) for site, count in counts.items()}
         ranked = {site: mask.numel() for site, mask in self._ranked().items()}
-        self.statistics = GateGradients(ranked, decay=self.decay, device=device)
+        self.statistics = GateGradients(ranked, decay=self.decay**self.every, device=device)
         if self._loss is not None:
             self._loss.watch.append(self._see)
         step = 0
         if state is not None:
             step = int(state.values["step"])
             self._restore(state)
+            if state.values["shrunk"]:
+                self._cut(None)
         else:
             self._prune(0, None)
         self._measure(step)
@@ -144,17 +164,20 @@ class UnitPruning:
         self._scale = float(state.values["scale"])
 
     def end(self) -> None:
-        """Let go of the model, as it is."""
+        """Let go of the model, as it is; of whole size again, with zeros, if it was made smaller."""
         if self._gates is not None:
             self._gates.close()
+        if self._small is not None:
+            grow(self.model, self._small[0])
+            self._small = None
         if self._loss is not None and self._see in self._loss.watch:
             self._loss.watch.remove(self._see)
 
     def _measure(self, step: int) -> None:
-        """Gates are open while a mask is still to be chosen."""
+        """Gates are open while a mask is still to be chosen, at the steps that are measured."""
         assert self._gates is not None
         self._step = step
-        if self.schedule.value(step) == self.schedule.final:
+        if self.schedule.value(step) == self.schedule.final or step % self.every:
             self._gates.close()
         else:
             self._gates.open()
@@ -162,22 +185,24 @@ class UnitPruning:
     def _see(self, parts: Parts) -> None:
         """Gradients of the predictions alone, of one batch."""
         assert self._gates is not None
-        if self._gates.gates:
-            # Scaled as the loss is: in half precision small gradients would be lost.
-            found = self._gates.of(parts.prediction * (parts.share * self._scale))
-            for site, value in found.items():
-                self._sums[site] += value.flatten() / self._scale
+        if not self._gates.is_open:
+            return
+        if not parts.representation.requires_grad:  # predictions are all there is: their backward pass is to come
+            self._gates.follow()
+            return
+        # Scaled as the loss is: in half precision small gradients would be lost.
+        found = self._gates.of(parts.prediction * (parts.share * self._scale))
+        for site, value in found.items():
+            self._sums[site] += value.flatten() / self._scale
 
     def before_step(self, step: int, optimizer: Any, *, scale: float = 1.0) -> None:
         """Take the step's gradients into the moving average; those that are not finite are left out and counted."""
         assert self._gates is not None
         self._scale = scale
-        if not self._gates.gates:
+        if not self._gates.is_open:
             return
-        collected = self._gates.collected()
-        if self._loss is None:
-            for site, value in collected.items():
-                self._sums[site] += value.flatten() / scale
+        for site, value in self._gates.collected().items():
+            self._sums[site] += value.flatten() / scale
         _average_over_processes(self._sums)
         self.statistics.add(self._scored())
         for value in self._sums.values():
@@ -201,8 +226,18 @@ class UnitPruning:
 
     def after_step(self, step: int, optimizer: Any) -> None:
         """Move on to the masks of the next step."""
+        if self._small is not None:
+            return
         self._prune(step + 1, optimizer)
         self._measure(step + 1)
+        if self.shrink and self.schedule.value(step + 1) == self.schedule.final:
+            self._cut(optimizer)
+
+    def _cut(self, optimizer: Any) -> None:
+        assert self._gates is not None
+        self._gates.close()
+        self._small = (self.units(), self.linears())
+        cut(self.model, self._small[0], optimizer)
 
     def sparsity(self) -> float:
         """The part of all units' parameters that is gone."""
@@ -260,11 +295,11 @@ class UnitPruning:
 
     def linears(self) -> dict[str, Tensor]:
         """The same as masks of weights, by linear name: bool ``[out, in]`` on the CPU, True = kept; read only."""
-        return unit_masks(self.model, self.units())
+        return unit_masks(self.model, self.units()) if self._small is None else self._small[1]
 
     def check(self) -> None:
         """Raise AssertionError where a weight of the model that belongs to no kept unit is not zero."""
-        for name, mask in self.linears().items():
+        for name, mask in self.linears().items() if self._small is None else ():
             weight = self.model.get_submodule(name).weight
             assert isinstance(weight, Tensor)
             assert not bool((weight.detach().cpu() != 0)[~mask].any()), f"{name}: weights of pruned units are not zero"
@@ -272,7 +307,7 @@ class UnitPruning:
     def state(self) -> State:
         """Masks and moving averages."""
         values = {"batches": self.statistics.batches, "excluded": self.statistics.excluded}
-        found = State(values=values | {"step": self._step, "scale": self._scale})
+        found = State(values=values | {"step": self._step, "scale": self._scale, "shrunk": self._small is not None})
         found.put("mask", self.masks)
         found.put("average", {site: self.statistics.average(site) for site in self.statistics.sites})
         return found
@@ -313,9 +348,14 @@ def _zero(linear: nn.Linear, rows: Tensor | None, columns: Tensor | None, optimi
             tensor.index_fill_(0 if rows is not None else 1, found, 0.0)
 
 
-def _average_over_processes(values: dict[str, Tensor]) -> None:
+def _processes() -> int:
     distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _average_over_processes(values: dict[str, Tensor]) -> None:
+    count = _processes()
+    if count > 1:
         for value in values.values():
-            distributed.all_reduce(value)
-            value /= distributed.get_world_size()
+            torch.distributed.all_reduce(value)
+            value /= count

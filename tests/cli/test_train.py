@@ -75,9 +75,69 @@ def test_resumed(
     assert first == second
 
 
+def test_randomized(
+    run: Run, teacher: Path, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyprune.training import loop
+
+    common = ("prune", teacher, "--method", "randomized", "--train", data[1], "--teacher", teacher, "--epochs", "1")
+    common += ("--sparsity", "0.8", "--levels", "0.5,0.8", "--candidates", "2", "--short-epochs", "0.5", "--pool", "2")
+    common += ("--batch-size", "8", "--held-out", "0.2", "--evaluate", data[1])
+    whole = run(*common, "--output", tmp_path / "whole", "--json")
+    assert whole.status == 0, whole.err
+    report = whole.json
+    assert report["method"] == "randomized"
+    assert report["held_out"]["rows"] == 6
+    assert report["data"]["rows"] == 24
+    assert [level["sparsity"] for level in report["training"]["levels"]] == [0.5, 0.8]
+    assert all(len(level["scores"]) == 2 for level in report["training"]["levels"])
+    assert report["settings"]["loss"]["attention"] == 1.0
+    assert report["sparsity"]["linear_weights"] == pytest.approx(0.8, abs=2e-3)
+    assert not list(tmp_path.glob("*.training"))
+
+    step, calls = loop._Run.step, []
+
+    def stopped(self: Any, number: int) -> float:
+        calls.append(number)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    monkeypatch.setattr(loop._Run, "step", stopped)
+    options = (*common, "--output", tmp_path / "pruned")
+    outcome = run(*options)
+    assert outcome.status != 0
+    assert "--resume" in outcome.err
+    monkeypatch.undo()
+    again = run(*options)
+    assert again.status == 1
+    assert "holds a run that was stopped" in again.out + again.err
+    resumed = run(*options, "--resume")
+    assert resumed.status == 0, resumed.err
+    assert "randomized, 2 levels" in resumed.out
+    assert "on the rows held out" in resumed.out
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "pruned"))
+    assert first == second
+
+
+def test_the_best_on_held_out_rows_is_kept(run: Run, model: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    common = ("prune", model, "--method", "imp", "--train", data[1], "--epochs", "2", "--batch-size", "8")
+    outcome = run(*common, "--held-out", data[1], "--json")
+    assert outcome.status == 0, outcome.err
+    training = outcome.json["training"]
+    assert training["kept"] in [step for step, _ in training["scores"]]
+    assert training["scores"][-1][0] == training["steps"]
+    assert outcome.json["held_out"]["rows"] == 30
+    assert "on the rows held out" in run(*common, "--held-out", "0.25").out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--method", "randomized", "--train", "x", "--warm-up", "0.1"), "--warm-up is not for --method randomized"),
+        (("--method", "movement", "--train", "x", "--candidates", "3"), "--candidates is for --method randomized"),
+        (("--data", "x", "--levels", "0.5"), "--levels is for methods that train"),
+        (("--method", "randomized", "--train", "x", "--levels", "0.5,2"), "not a sparsity"),
         (("--method", "movement"), "needs --train FILE"),
         (("--method", "movement", "--train", "x", "--pattern", "2:4"), "--pattern is not for methods that train"),
         (("--method", "movement", "--train", "x", "--dry-run"), "--dry-run is not for methods that train"),

@@ -13,7 +13,7 @@ from tiny_models import build_model
 from pyprune.errors import InputError
 from pyprune.methods.randomized import GivenMasks, Level, prune_randomized
 from pyprune.patterns import kept_count
-from pyprune.training import MagnitudePruning, PruningLoss
+from pyprune.training import MagnitudePruning, PruningLoss, loop
 from pyprune.training.loop import Training, train
 from pyprune.training.masks import parameters_of, prunable
 from pyprune.training.random_masks import MaskDraw, draw_masks
@@ -139,3 +139,80 @@ def test_what_does_not_fit_is_said(model, rows):
         run(model, rows, Score(), candidates=(1,))
     with pytest.raises(InputError, match="finite"):
         run(model, rows, lambda model: float("nan"))
+
+
+DAMAGED = (
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"settings": {}}',
+    '{"settings": {}, "scores": {"0/0": "x"}, "levels": {}}',
+    '{"settings": {}, "scores": {}, "levels": {"0": {"sparsity": 0.5}}}',
+    '{"settings": 3, "scores": {}, "levels": {}}',
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_record_is_said(model, rows, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"run\.json is damaged") as error:
+        run(model, rows, Score(), tmp_path)
+    assert "start anew" in str(error.value)
+
+
+def test_a_damaged_model_of_a_level_is_said(model, rows, tmp_path):
+    settings = {"levels": (0.5,), "candidates": 1}
+    seen = []
+    done = run(model, rows, Score(), tmp_path, watch=lambda done: seen.append(len(done.levels)), **settings)
+    run(model, rows, Score(), tmp_path, watch=lambda done: seen.append(done.levels[-1].sparsity), **settings)
+    assert seen == [1, 0.5]
+    assert len(done.levels) == 1
+    path = tmp_path / "level-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="missing or damaged"):
+        run(model, rows, Score(), tmp_path, **settings)
+    path.unlink()
+    with pytest.raises(InputError, match="missing or damaged"):
+        run(model, rows, Score(), tmp_path, **settings)
+
+
+def test_a_model_may_be_its_own_teacher(model, rows):
+    """A loss freezes its teacher; the copy that is trained is not frozen."""
+    both = build_model("bert", layers=1, seed=3)
+    for _ in range(2):
+        done = prune_randomized(
+            both,
+            rows,
+            Score(),
+            teacher=both,
+            levels=(0.5,),
+            candidates=1,
+            long=SHORT,
+            loss=lambda teacher: PruningLoss(teacher, hard=0.0, soft=1.0),
+        )
+        assert not same(done.model, both)
+        assert same(both, model)
+
+
+def test_a_long_training_goes_on_from_its_checkpoint(model, rows, tmp_path, monkeypatch):
+    whole = run(model, rows, Score(), tmp_path / "whole")
+    assert not list((tmp_path / "whole").glob("*.training"))
+    monkeypatch.setattr(loop.Checkpoints, "due", lambda self, step: True)
+    step, done = loop._Run.step, []
+
+    def stopped(self, number):
+        if self.settings.epochs == LONG.epochs and number == 3:
+            raise KeyboardInterrupt
+        done.append(number)
+        return step(self, number)
+
+    monkeypatch.setattr(loop._Run, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, rows, Score(), tmp_path / "run")
+    monkeypatch.setattr(loop._Run, "step", lambda self, number: done.append(number) or step(self, number))
+    done.clear()
+    again = run(model, rows, Score(), tmp_path / "run")
+    assert done[0] == 3  # not a candidate's step, and not the long training's first
+    assert same(again.model, whole.model)
+    assert again.levels == whole.levels

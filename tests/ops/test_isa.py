@@ -23,11 +23,12 @@ from pyprune.ops.block_obs import block_obs_reference
 from pyprune.ops.sparsegpt import sparsegpt_reference
 from pyprune.ops.masked_lstsq import masked_lstsq_reference
 from pyprune.ops.swap import swap_reference
+from pyprune.ops.draw_counts import draw_counts_reference
 from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, encoder_reference, flat_heads
 g = torch.Generator().manual_seed(5)
 worst = dict.fromkeys(
     ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap",
-     "spmm", "spmm_half", "encoder"),
+     "spmm", "spmm_half", "encoder", "draw_counts"),
     0.0,
 )
 def note(op, got, wanted):
@@ -64,6 +65,10 @@ for k in (1, 2, 3, 5, 7, 8, 11, 12, 13, 23, 24, 25, 47, 48, 49, 95, 97, 161, 193
     mask = torch.rand(2, k, generator=g) < torch.tensor([[0.4], [0.6]])
     wanted = swap_reference(h, w[:2] @ h, mask, torch.full((2,), 0.01), 20, 0, None, None, False)[2]
     note("swap", ops.swap(h, w[:2] @ h, mask, least=0.01, most=20, inverse=inverse)[2], wanted)
+    for dtype in (torch.float32, torch.float64):
+        weight, keep = torch.randn(41 * k, generator=g).to(dtype), 1 + 29 * k // 3
+        got = ops.draw_counts(weight, keep, 9, 5.0, seed=k)
+        note("draw_counts", got, draw_counts_reference(weight, keep, 9, 5.0, k))
 for out, columns in ((1, 1), (3, 5), (64, 97), (67, 193), (130, 1031)):
     mask = torch.rand(out, columns, generator=g) < 0.4
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
@@ -118,6 +123,7 @@ def test_matches_float64(isa):
     solving = ("masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap")
     assert max(result["worst"][op] for op in solving) <= 1e-8
     assert max(result["worst"][op] for op in ("matmul", "cholesky")) <= 1e-11
+    assert result["worst"]["draw_counts"] == 0.0  # whole numbers, the same bits everywhere
 
 
 def test_baseline_is_always_there():

@@ -17,6 +17,7 @@ from pyprune.errors import InputError
 from pyprune.patterns import kept_count
 from pyprune.training import (
     PUBLISHED,
+    Contrast,
     MagnitudePruning,
     MovementPruning,
     Parts,
@@ -26,6 +27,8 @@ from pyprune.training import (
     hidden_loss,
 )
 from pyprune.training.callback import FILE
+from pyprune.training.contrast import represented
+from pyprune.training.rows import NUMBERS, Rows
 
 pytest.importorskip("accelerate")
 
@@ -114,6 +117,55 @@ def test_resumed_is_uninterrupted_to_the_bit(kind: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint-4" / FILE).unlink()
     with pytest.raises(InputError, match="there is no pyprune_training"):
         make(tmp_path, student(), callback_for(kind)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def with_contrast(banks: Path) -> PruningCallback:
+    """CAP-m; banks are of the rows that `Trainer` sees, whose numbers are a column."""
+    teacher = student(seed=9)
+    data = examples()
+    rows = Rows(
+        [{name: row[name].tolist() for name in ("input_ids", "attention_mask")} for row in data],
+        [row["labels"] for row in data],
+    )
+    contrast = Contrast(banks, rows, teacher=teacher, extra=7, keep=2)
+    loss = PruningLoss(teacher, hard=0.2, soft=0.8, contrast=contrast)
+    return PruningCallback(MovementPruning(Ramp(0.6, 0.0, 0.3)), loss)
+
+
+def test_contrast_within_trainer(tmp_path: Path) -> None:
+    """Two epochs of three steps: snapshots are of the second one's beginning; resumed in its middle, to the bit."""
+    numbered = [row | {NUMBERS: number} for number, row in enumerate(examples())]
+    options = {"remove_unused_columns": False}
+
+    def train(model: Any, banks: str, **more: Any) -> PruningCallback:
+        callback = with_contrast(tmp_path / banks)
+        trainer = make(tmp_path / "run", model, callback, **options)
+        trainer.train_dataset = numbered
+        trainer.train(**more)
+        assert "loss_contrast" in [entry for entry in trainer.state.log_history if "sparsity" in entry][-1]
+        return callback
+
+    whole, resumed, without = student(), student(), student()
+    callback = train(whole, "banks")
+    assert callback.loss is not None
+    assert callback.loss.contrast is not None
+    depths = {term: bank.depth for term, bank in callback.loss.contrast._banks.items()}
+    assert depths == {"pretrained": 1, "snapshots": 1, "finetuned": 1}
+    # The anchor's numbers are those of its rows: a bank's own row is the nearest to what it was made of.
+    before = student().eval()
+    batch = {name: torch.stack([row[name] for row in examples()]) for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        wanted = represented(before, before.base_model(**batch).last_hidden_state)
+    bank = callback.loss.contrast._banks["pretrained"]
+    assert torch.allclose(bank.of(torch.arange(ROWS))[:, 0], nn.functional.normalize(wanted, dim=1), atol=1e-5)
+
+    train(resumed, "banks", resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    make(tmp_path / "plain", without, callback_for("movement"), save_strategy="no").train()
+    assert not torch.equal(whole.classifier.weight, without.classifier.weight)
+    with pytest.raises(InputError, match="numbers of a batch's rows"):
+        make(tmp_path / "none", student(), with_contrast(tmp_path / "others"), **options).train()
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -38,19 +39,30 @@ def loss_of(model: Any) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gates_are_the_sums_over_weights_from_either_side(family: str) -> None:
     model = build_model(family)
-    gates = UnitGates(model, adapter_for(model))
+    gates, others = (UnitGates(model, adapter_for(model), follow=follow) for follow in (False, True))
     plain = loss_of(model)
     gates.open()
+    others.open()
     loss = loss_of(model)
     assert torch.equal(loss, plain)  # gates of one change nothing
     found = gates.of(loss)
     assert all(parameter.grad is None for parameter in model.parameters())
+    for each in (gates, others):  # of() was a backward pass of the followed one's tensors, too
+        each.collected()
     loss.backward()  # the graph is still there
-    collected = gates.collected()
+    collected = others.collected()
     for site in SITES:
         assert torch.allclose(found[site], collected[site], rtol=1e-5, atol=1e-8)
         assert float(found[site].abs().max()) > 1e-5
-    assert all(not bool(value.any()) for value in gates.collected().values())
+    for each in (gates, others):
+        assert all(not bool(value.any()) for value in each.collected().values())
+    for parameter in model.parameters():
+        parameter.grad = None
+    loss = loss_of(model)
+    gates.follow()  # of this pass alone
+    loss.backward()
+    for once in (gates.collected(), others.collected()):
+        assert all(torch.equal(once[site], collected[site]) for site in SITES)
     for layer in range(2):
         query, key, value, output, _, down = layer_linears(model, layer)
         sides = {
@@ -72,18 +84,61 @@ def test_gates_are_finite_differences() -> None:
     model = build_model("bert").double()
     gates = UnitGates(model, adapter_for(model))
     gates.open()
-    gates.gates = {site: gate.detach().double().requires_grad_() for site, gate in gates.gates.items()}
     found = gates.of(loss_of(model))
-    step = 1e-5
-    for site, unit in (("neurons", 7), ("query", 3), ("query", 30), ("value", 0), ("value", 17)):
+    gates.close()
+    query, _, _, output, _, down = layer_linears(model, 1)
+    step, factors = 1e-5, torch.ones(48, dtype=torch.float64)
+
+    def gated(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0] * factors[: args[0].shape[-1]],)
+
+    for site, linear, unit in (
+        ("neurons", down, 7), ("query", query, 3), ("query", query, 30), ("value", output, 0), ("value", output, 17),
+    ):  # fmt: skip
+        handle = (
+            linear.register_forward_hook(lambda _, args, out: out * factors[: out.shape[-1]])
+            if site == "query"
+            else linear.register_forward_pre_hook(gated)
+        )
         values = []
         for sign in (1, -1):
-            with torch.no_grad():
-                gates.gates[site][1, unit] += sign * step
-                values.append(loss_of(model).item())
-                gates.gates[site][1, unit] -= sign * step
+            factors[unit] = 1.0 + sign * step
+            values.append(loss_of(model).item())
+            factors[unit] = 1.0
+        handle.remove()
         slope = (values[0] - values[1]) / (2 * step)
         assert found[site][1, unit].item() == pytest.approx(slope, rel=1e-6, abs=1e-10), site
+
+
+def test_a_graph_is_gone_after_its_step() -> None:
+    """Neither hooks nor gates hold what a forward pass has made."""
+    model = build_model("bert")
+    for follow in (False, True):
+        gates = UnitGates(model, adapter_for(model), follow=follow)
+        gates.open()
+        loss = loss_of(model)
+        (node,) = [weakref.ref(value) for value in gates._seen.values()][:1]
+        if not follow:
+            gates.follow()
+        loss.backward()
+        gates.collected()
+        del loss
+        assert node() is None
+        gates.close()
+
+
+def test_without_hidden_states_separation_takes_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same masks as of the whole loss, which then is that of the predictions."""
+    found = []
+    monkeypatch.setattr(UnitGates, "of", None)
+    for separate in (True, False):
+        loss = PruningLoss(build_model("bert", seed=4), hard=0.3, soft=0.7)
+        pruner = UnitPruning(Cubic(0.7, 1, 5), loss=loss if separate else None, decay=0.5)
+        trained(pruner, loss)
+        found.append(pruner)
+    assert found[0].units() == found[1].units()
+    for site in SITES:
+        assert torch.equal(found[0].statistics.average(site), found[1].statistics.average(site))
 
 
 def trained(pruner: UnitPruning, loss: PruningLoss, steps: int = 8, model: Any = None, **options: Any) -> Any:
@@ -169,6 +224,21 @@ def test_the_search_is_the_published_one(separate: bool, regularisation: float) 
     assert pruner.sparsity() >= 0.9 - 66 / total
 
 
+def test_every_third_step_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At those steps the average is that of a decay to the third power, and nothing is looked at in between."""
+    seen: list[int] = []
+    of = UnitGates.of
+    monkeypatch.setattr(UnitGates, "of", lambda gates, loss: seen.append(1) or of(gates, loss))
+    loss = PruningLoss(build_model("bert", seed=4), hard=0.0, soft=1.0, hidden=1.0)
+    pruner = UnitPruning(Cubic(0.7, 2, 7), loss=loss, decay=0.9, every=3)
+    trained(pruner, loss, steps=10)
+    assert len(seen) == pruner.statistics.batches == 3  # steps 0, 3, 6
+    assert pruner.statistics._decay == pytest.approx(0.9**3)
+    assert pruner.sparsity() == pytest.approx(0.7, abs=0.02)
+    with pytest.raises(InputError, match="every step or less often"):
+        UnitPruning(Cubic(0.5, 0, 1), every=0)
+
+
 @pytest.mark.parametrize("unit", ["channels", "heads"])
 @pytest.mark.parametrize("sparsity", [0.6, 0.95])
 def test_masked_is_compacted(unit: str, sparsity: float) -> None:
@@ -225,6 +295,67 @@ def test_resumed_is_uninterrupted_to_the_bit(precision: str, tmp_path: Any) -> N
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
     assert first.units() == second.units()
     assert first.statistics.batches == second.statistics.batches == 7
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("unit", "sparsity"), [("channels", 0.5), ("channels", 0.97), ("heads", 0.8)])
+def test_a_smaller_model_is_trained_alike(family: str, unit: Any, sparsity: float) -> None:
+    """The same units and losses, and the same weights but for rounding, as with zeros in place."""
+    rows = Rows([{"input_ids": [2, 5 + row, 7, 3], "attention_mask": [1] * 4} for row in range(12)], [0, 1] * 6)
+    found = []
+    for shrink in (False, True):
+        loss = PruningLoss(build_model(family, seed=4), hard=0.5, soft=0.5, hidden=1.0, maps=True)
+        pruner = UnitPruning(Cubic(sparsity, 1, 5), loss=loss, decay=0.8, unit=unit, shrink=shrink)
+        options = {"dropout": 0.0, "attention_dropout": 0.0} if family == "distilbert" else WITHOUT
+        model = build_model(family, **options)
+        sizes: list[int] = []
+        end = pruner.end
+
+        def ended(model: Any = model, sizes: list[int] = sizes, end: Any = end) -> None:
+            sizes.append(sum(p.numel() for p in model.parameters()))
+            end()
+
+        pruner.end = ended  # type: ignore[method-assign]
+        done = train(model, rows, loss, pruner, Training(epochs=4, batch_size=4, rate=2e-3))
+        pruner.check()
+        found.append((model, pruner, done.losses, sizes[-1]))
+    (plain, first, losses, whole), (small, second, others, cut) = found
+    assert first.units() == second.units()
+    assert others == pytest.approx(losses, rel=1e-4)
+    assert cut < whole
+    assert {name: value.shape for name, value in small.state_dict().items()} == {
+        name: value.shape for name, value in plain.state_dict().items()
+    }
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(value, small.state_dict()[name], atol=2e-4), name
+    assert all(p.requires_grad for p in small.parameters())
+
+
+def test_a_smaller_model_is_resumed_to_the_bit(tmp_path: Any) -> None:
+    from pyprune.training import Choice
+    from pyprune.training.loop import Checkpoints
+
+    rows = Rows([{"input_ids": [2, 5 + row, 7, 3], "attention_mask": [1] * 4} for row in range(12)], [0, 1] * 6)
+    settings = Training(epochs=4, batch_size=4, rate=2e-3)
+
+    def run(folder: Any, *, resume: bool) -> tuple[Any, UnitPruning, Choice]:
+        loss = PruningLoss(build_model("bert", seed=4), hard=0.0, soft=1.0, hidden=1.0, maps=True)
+        pruner = UnitPruning(Cubic(0.8, 2, 5), loss=loss, decay=0.8, shrink=True)
+        model = build_model("bert", hidden_dropout_prob=0.1)
+        choice = Choice(lambda model: -abs(float(model.classifier.weight.sum()) - 0.1), every=1)
+        checkpoints = Checkpoints(folder, settings={}, every=1, keep=99, resume=resume)
+        train(model, rows, loss, pruner, settings, checkpoints=checkpoints, choice=choice)
+        return model, pruner, choice
+
+    whole, first, choice = run(tmp_path / "all", resume=False)
+    first.check()
+    for path in sorted((tmp_path / "all").iterdir())[3::3]:
+        folder = tmp_path / path.stem
+        folder.mkdir()
+        (folder / path.name).write_bytes(path.read_bytes())
+        again, second, other = run(folder, resume=True)
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+        assert (first.units(), choice.scores, choice.step) == (second.units(), other.scores, other.step)
 
 
 def test_batches_that_are_not_finite_are_left_out() -> None:

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained in `bench_pruned_training.py`: all seeds of the first group of cells, then those of the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of pruning while training.
+
+    Attributes
+    ----------
+    group : str
+        The claim that it belongs to.
+    name : str
+    method : str
+        Of :func:`pyprune.train_prune`; or ``"randomized"``, whose ``options`` are candidates and parts of an epoch.
+    sparsity : float
+        The last one.
+    options, losses : mapping
+        Of the method; weights of losses.
+    contrast : tuple of str
+        CAP's terms; none: without them.
+    """
+
+    group: str
+    name: str
+    method: str
+    sparsity: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=dict)
+    contrast: tuple[str, ...] = ()
+
+
+ALL_TERMS = ("pretrained", "snapshots", "finetuned")
+LEVELS = (0.54, 0.83, 0.94)
+# Published with some twenty thousand steps and more. In a few hundred a moving average is over fewer steps, and scores
+# move faster: at the end they would else be where they began.
+GRAIN = {"decay": 0.99}
+SCORES = {"rate": 3e-2}
+
+
+def _grain(part: int) -> list[Cell]:
+    sparsity = 1.0 - part / 100
+    return [
+        Cell("grain", f"grain {part} %", "grain", sparsity, GRAIN),
+        Cell("grain", f"heads {part} %", "grain", sparsity, {**GRAIN, "unit": "heads"}),
+    ]
+
+
+def _movement(part: int) -> list[Cell]:
+    sparsity = 1.0 - part / 100
+    return [
+        Cell("cap", f"movement {part} %", "movement", sparsity, SCORES),
+        Cell("cap", f"cap-m {part} %", "movement", sparsity, SCORES, contrast=ALL_TERMS),
+    ]
+
+
+def _soft(penalty: float) -> list[Cell]:
+    options = {"rate": 1e-1, "soft": penalty}
+    return [
+        Cell("cap", f"soft-movement {penalty:g}", "soft-movement", 0.9, options),
+        Cell("cap", f"cap-soft {penalty:g}", "soft-movement", 0.9, options, contrast=ALL_TERMS),
+    ]
+
+
+def _without(term: str) -> Cell:
+    terms = tuple(one for one in ALL_TERMS if one != term)
+    return Cell("cap", f"cap-m 10 % without {term}", "movement", 0.9, SCORES, contrast=terms)
+
+
+# Passes over the rows at each level: 4 masks for 0.25 and the best for 1, or one mask for 2.
+RANDOM = {"candidates": 4, "short": 0.25, "long": 1.0}
+ALONE = {"candidates": 1, "short": 0.25, "long": 2.0}
+
+TURNS: tuple[tuple[Cell, ...], ...] = (
+    (*_grain(5), *_movement(10)),
+    (
+        Cell("random", "imp", "randomized", LEVELS[-1], ALONE),
+        Cell("random", "randomized", "randomized", LEVELS[-1], RANDOM),
+    ),
+    (
+        Cell("grain", "grain 5 % without StructReg", "grain", 0.95, {**GRAIN, "regularisation": 0.0}),
+        Cell("grain", "grain 5 % without separation", "grain", 0.95, {**GRAIN, "separate": False}),
+        Cell("grain", "grain 5 % without hidden loss", "grain", 0.95, GRAIN, {"hidden": 0.0}),
+    ),
+    (*_movement(3), *_grain(20)),
+    tuple(_without(term) for term in ALL_TERMS),
+    (*_grain(10), *_movement(50)),
+    (*_soft(100.0), *_soft(400.0)),
+)
+CELLS = tuple(cell for turn in TURNS for cell in turn)

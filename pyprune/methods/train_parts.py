@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What methods that train have in common before and after the training: rows, held-out rows, checks, their report."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyprune.errors import InputError
+from pyprune.methods import accounting
+from pyprune.methods.report import Clock, circumstances
+from pyprune.models import Adapter
+from pyprune.tasks.evaluate import classes_of, longest_input
+from pyprune.tasks.labels import gold_classes
+from pyprune.tasks.loading import Examples
+from pyprune.training.loop import Training
+from pyprune.training.rows import Rows
+
+LONGEST = 128  # tokens of a row, unless more are asked for
+_BATCH = 64
+_SPLIT_SEED = 7_368_787
+
+
+def settings_of(default: Training, given: Training | Mapping[str, Any] | None) -> Training:
+    """Settings as they are, or a method's own with those that are to differ."""
+    if isinstance(given, Training):
+        return given
+    try:
+        return replace(default, **dict(given or {}))
+    except TypeError as error:
+        raise InputError("a setting that a training does not know", seen=str(error)) from None
+
+
+def check_teacher(model: Any, teacher: Any) -> None:
+    """Raise where a teacher does not fit the model."""
+    if teacher is None:
+        return
+    for name in ("vocab_size", "num_labels"):
+        ours, theirs = (getattr(m.config, name, None) for m in (model, teacher))
+        if ours != theirs:
+            raise InputError(
+                "the teacher does not fit the model",
+                seen=f"{name} {theirs} of the teacher, {ours} of the model",
+                hint="a teacher with the same tokenizer, fine-tuned for the same labels",
+            )
+
+
+def rows_of(data: Any, model: Any, tokenizer: Any, max_length: int | None) -> tuple[Rows, dict[str, Any]]:
+    """Token ids and classes of labelled text, and what a report says of it; rows as they are."""
+    if isinstance(data, Rows):
+        return data, {}
+    if not isinstance(data, Examples):
+        raise InputError(
+            "training needs labelled text", seen=type(data).__name__, hint="pyprune.tasks.load_texts(path), or Rows"
+        )
+    if tokenizer is None:
+        raise InputError("text needs a tokenizer", hint="tokenizer=AutoTokenizer.from_pretrained(path)")
+    labels = gold_classes(data, model.config, classes_of(model))
+    limit = longest_input(model, tokenizer, None)
+    length = min(limit, LONGEST) if max_length is None else longest_input(model, tokenizer, max_length)
+    pairs = None if data.pairs is None else list(data.pairs)
+    output = tokenizer(list(data.texts), pairs, truncation=True, max_length=length, padding=False)
+    accepted = set(inspect.signature(model.forward).parameters)  # DistilBERT takes no token_type_ids
+    names = [name for name in output if name in accepted]
+    encoded = [{name: output[name][row] for name in names} for row in range(len(data))]
+    told = {"source": data.source, "source_sha256": data.sha256, "max_length": length}
+    return Rows(encoded, labels, {"input_ids": int(tokenizer.pad_token_id)}), told
+
+
+def held_out_rows(
+    held_out: Examples | Rows | float | None, rows: Rows, model: Any, tokenizer: Any, length: int | None, seed: int
+) -> tuple[Rows, Rows | None, dict[str, Any] | None]:
+    """Rows to train on, rows to choose by, and what a report says of those; a number takes that part of the first."""
+    if held_out is None:
+        return rows, None, None
+    if not isinstance(held_out, (int, float)):
+        found, told = rows_of(held_out, model, tokenizer, length)
+    else:
+        if not 0.0 < held_out < 1.0 or len(rows) < 2:
+            raise InputError("a part of the rows is held out, above 0 and below 1", seen=f"{held_out} of {len(rows)}")
+        count = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
+        taken = set(random.Random(_SPLIT_SEED + seed).sample(range(len(rows)), count))
+        found, told = rows.part(sorted(taken)), {"part": float(held_out)}
+        rows = rows.part([row for row in range(len(rows)) if row not in taken])
+    if found.labels is None:
+        raise InputError("rows that are held out need labels")
+    return rows, found, told | {"rows": len(found), "sha256": found.sha256}
+
+
+def accuracy(rows: Rows) -> Callable[[nn.Module], float]:
+    """How much of these rows a model has right; with one output its squared distance, negative."""
+    order = torch.argsort(torch.tensor(rows.lengths), stable=True)
+
+    @torch.no_grad()
+    def score(model: nn.Module) -> float:
+        device = next(model.parameters()).device
+        total = 0.0
+        for numbers in torch.split(order, _BATCH):
+            batch = {name: value.to(device) for name, value in rows.batch(numbers).items()}
+            labels = batch.pop("labels")
+            logits = model(**batch).logits
+            if logits.shape[-1] == 1:
+                total -= float((logits[:, 0].float() - labels.float()).square().sum())
+            else:
+                total += int((logits.argmax(dim=1) == labels).sum())
+        return total / len(rows)
+
+    return score
+
+
+@contextmanager
+def eager_attention(models: Sequence[Any], *, wanted: bool) -> Iterator[None]:
+    """An attention that gives its probabilities, where they are wanted; afterwards that which there was."""
+    able = [model for model in models if hasattr(model, "set_attn_implementation")] if wanted else []
+    before = [getattr(model.config, "_attn_implementation", None) for model in able]
+    for model in able:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        for model, kind in zip(able, before, strict=True):
+            if kind is not None:
+                model.set_attn_implementation(kind)
+
+
+def named(model: Any, sha256: str | None) -> dict[str, Any]:
+    """What a report says of a teacher."""
+    return {"name": str(getattr(model.config, "_name_or_path", "") or ""), "sha256": sha256}
+
+
+def report_of(
+    method: str,
+    model: Any,
+    adapter: Adapter,
+    masks: Mapping[str, Tensor],
+    training: Mapping[str, Any],
+    clock: Clock,
+    *,
+    sha256: str,
+) -> dict[str, Any]:
+    """JSON-able; ``training`` has ``seconds``, and what else there is to say of it."""
+    device = next(model.parameters()).device
+    layers = [
+        {
+            "name": name,
+            "rows": mask.shape[0],
+            "cols": mask.shape[1],
+            "kept": int(mask.sum()),
+            "sparsity": 1.0 - int(mask.sum()) / mask.numel(),
+        }
+        for name, mask in masks.items()
+    ]
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    counts = accounting.count(model, adapter, removed, _units(model, adapter, masks), 0.0)
+    del counts["encoder_macs"]  # there is no one length
+    return {
+        "method": method,
+        **circumstances(model, adapter, sha256=sha256, device=device),
+        "layers": layers,
+        "sparsity": {name: entry["removed"] / entry["total"] for name, entry in counts.items()},
+        "counts": counts,
+        "training": {name: value for name, value in training.items() if name != "seconds"},
+        "seconds": clock.seconds({"training": training["seconds"]}),
+        "memory": clock.memory(device),
+        "notes": [],
+    }
+
+
+def _units(model: Any, adapter: Adapter, masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Heads and neurons that nothing reads any more."""
+    found = {"removed": 0, "total": 0}
+    for index, block in enumerate(adapter.blocks(model)):
+        prefix = adapter.block_name(model, index)
+        own = {name: masks[f"{prefix}.{name}"] for name in adapter.linears(block)}
+        for key, count in accounting.units(model, adapter, own).items():
+            found[key] += count
+    return found
