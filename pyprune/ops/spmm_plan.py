@@ -50,7 +50,7 @@ _AVX2 = Rows(
     dense_token=0.02,
     widen={torch.float32: 1.0, torch.bfloat16: 1.3, torch.float16: 1.1, torch.int8: 1.1},
 )
-# Zen 5, 384 x 384 to 3072 x 768, 16 to 512 tokens (few are multiplied by windows), 5 to 100 % kept: beside torch's linear
+# Zen 5, 384 x 384 to 3072 x 768, 16 to 512 tokens (few go by windows), 5 to 100 % kept: beside torch's linear
 # in float32, which oneDNN's packed weights would beat there by 2.3 times, and pairs (AVX-512 BF16) beside bfloat16.
 _AVX512 = Rows(
     call=5_000.0,
