@@ -41,7 +41,7 @@ from pyprune.training.loop import Training
 from pyprune.training.rows import Rows
 
 HELD_OUT = 1000
-QUICK = ("grain 5 %", "cap-m 10 %", "randomized")
+QUICK = ("grain 5 %", "cap-m 50 %", "randomized")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,8 @@ LEVELS = (0.54, 0.83, 0.94)
 # Published with some twenty thousand steps and more. In a few hundred a moving average is over fewer steps, and scores
 # move faster: at the end they would else be where they began.
 GRAIN = {"decay": 0.99}
-SCORES = {"rate": 3e-2}
+# Pruning begins when something has been learned: at a tenth of so few steps nothing has, and nothing is afterwards.
+SCORES = {"rate": 3e-2, "warm_up": 0.3}
 
 
 def _grain(part: int) -> list[Cell]:
@@ -61,16 +62,19 @@ def _movement(part: int) -> list[Cell]:
 
 
 def _soft(penalty: float) -> list[Cell]:
-    options = {"rate": 1e-1, "soft": penalty}
+    options = {"rate": 1e-1, "warm_up": 0.3, "soft": penalty}
     return [
         Cell("cap", f"soft-movement {penalty:g}", "soft-movement", 0.9, options),
         Cell("cap", f"cap-soft {penalty:g}", "soft-movement", 0.9, options, contrast=ALL_TERMS),
     ]
 
 
-def _without(term: str) -> Cell:
-    terms = tuple(one for one in ALL_TERMS if one != term)
-    return Cell("cap", f"cap-m 10 % without {term}", "movement", 0.9, SCORES, contrast=terms)
+def _without_each() -> list[Cell]:
+    found = []
+    for term in ALL_TERMS:
+        terms = tuple(one for one in ALL_TERMS if one != term)
+        found.append(Cell("cap", f"cap-m 50 % without {term}", "movement", 0.5, SCORES, contrast=terms))
+    return found
 
 
 # Passes over the rows at each level: 4 masks for 0.25 and the best for 1, or one mask for 2.
@@ -78,7 +82,7 @@ RANDOM = {"candidates": 4, "short": 0.25, "long": 1.0}
 ALONE = {"candidates": 1, "short": 0.25, "long": 2.0}
 
 TURNS: tuple[tuple[Cell, ...], ...] = (
-    (*_grain(5), *_movement(10)),
+    (*_grain(5), *_movement(50)),
     (
         Cell("random", "imp", "randomized", LEVELS[-1], ALONE),
         Cell("random", "randomized", "randomized", LEVELS[-1], RANDOM),
@@ -88,9 +92,8 @@ TURNS: tuple[tuple[Cell, ...], ...] = (
         Cell("grain", "grain 5 % without separation", "grain", 0.95, {**GRAIN, "separate": False}),
         Cell("grain", "grain 5 % without hidden loss", "grain", 0.95, GRAIN, {"hidden": 0.0}),
     ),
-    (*_movement(3), *_grain(20)),
-    tuple(_without(term) for term in ALL_TERMS),
-    (*_grain(10), *_movement(50)),
+    (*_without_each(), *_grain(20)),
+    (*_movement(10), *_grain(10), *_movement(3)),
     (*_soft(100.0), *_soft(400.0)),
 )
 CELLS = tuple(cell for turn in TURNS for cell in turn)
