@@ -127,8 +127,10 @@ class Run:
     def __init__(self, options: argparse.Namespace, progress: Any) -> None:
         self.options, self.progress = options, progress
         self.tokenizer = AutoTokenizer.from_pretrained(options.models[0])
-        # One object for all attacks: models then share what is known of sentences.
-        self.resources = attack.Resources.of(options.resources, download=options.download)
+        # One object and one cache for all attacks: models then share what is known of sentences, after a break too.
+        cache = options.output / "encodings"
+        cache.mkdir(exist_ok=True)
+        self.resources = attack.Resources.of(options.resources, download=options.download, cache=cache)
         self.test = self.load(options.test, options.rows)
 
     def load(self, source: str, rows: int | None) -> tasks.Examples:
