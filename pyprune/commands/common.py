@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +223,14 @@ def writable_parent(path: Path) -> None:
         raise InputError(f"{path} cannot be made: {parent} is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{path} cannot be made: no permission to write in {parent}")
+
+
+def resumable(work: Callable[[], Any], how_to_go_on: Callable[[], str], drop_if_empty: Callable[[], None]) -> Any:
+    """Do the work; where it is stopped, say what of it is kept, and where it fails, leave nothing that is empty."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_go_on()) from None
+    except (PypruneError, OSError, MemoryError, RuntimeError):
+        drop_if_empty()
+        raise

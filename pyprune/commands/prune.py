@@ -13,7 +13,7 @@ from pyprune.commands import common, streaming, train, units
 from pyprune.commands.evaluate import evaluation_entry, judge
 from pyprune.commands.summary import plan_text, prune_text
 from pyprune.commands.unit_summary import unit_plan_text, unit_text
-from pyprune.errors import InputError, PypruneError
+from pyprune.errors import InputError
 
 _EPILOG = f"""\
 examples:
@@ -324,14 +324,7 @@ def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any],
 
 
 def _resumable(journal: Path | None, work: Callable[[], Any]) -> Any:
-    """Do the work; where it is stopped, say what of it is kept."""
-    try:
-        return work()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(journal)) from None
-    except (PypruneError, OSError, MemoryError, RuntimeError):
-        _drop_if_empty(journal)
-        raise
+    return common.resumable(work, lambda: _how_to_go_on(journal), lambda: _drop_if_empty(journal))
 
 
 def _how_to_go_on(journal: Path | None) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 from pyprune.commands import common, units
 from pyprune.commands.evaluate import evaluation_entry, judge
 from pyprune.commands.summary import DENOMINATORS, cost_rows
-from pyprune.errors import PypruneError
 
 EXAMPLES = """\
   pyprune prune MODEL --method movement --train train.tsv --teacher TEACHER --sparsity 0.9 --output pruned
@@ -180,8 +179,7 @@ def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]
             progress.note(note)
         judging = {"tokenizer": tokenizer, "batch_size": 64, "progress": progress}
         dense = None if judged is None else judge(model if teacher is None else teacher, judged, **judging)
-        result = _resumable(
-            folder,
+        result = common.resumable(
             lambda: train_prune(
                 model,
                 rows,
@@ -193,6 +191,8 @@ def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]
                 progress=progress,
                 **_settings(arguments),
             ),
+            lambda: _how_to_go_on(folder),
+            lambda: _drop_if_empty(folder),
         )
         if judged is not None:
             pruned = judge(result.model, judged, **judging)
@@ -241,16 +241,9 @@ def _folder(output: Path) -> Path:
     return path.with_name(f"{path.name}.training")
 
 
-def _resumable(folder: Path | None, work: Callable[[], Any]) -> Any:
-    """Do the work; where it is stopped, say what of it is kept."""
-    try:
-        return work()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(folder)) from None
-    except (PypruneError, OSError, MemoryError, RuntimeError):
-        if folder is not None and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
+def _drop_if_empty(folder: Path | None) -> None:
+    if folder is not None and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _how_to_go_on(folder: Path | None) -> str:

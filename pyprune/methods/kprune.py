@@ -62,6 +62,7 @@ class KPrune:
     name = "kprune"
     line = "heads and neurons, sub-layer by sub-layer, what is left refitted to the dense model (Park et al. 2024)"
     resumes = True
+    needs_labels = False
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
@@ -166,6 +167,7 @@ class UnitMagnitude:
     name = "unit-magnitude"
     line = "heads and neurons of the smallest weights go, the rest stay as they are"
     resumes = False
+    needs_labels = False
 
     def run(self, run: UnitRun) -> None:
         """Prune the run's model in place, all at once."""

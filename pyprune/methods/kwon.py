@@ -53,6 +53,11 @@ class Kwon:
         if self.labels not in ("drawn", "data"):
             raise InputError(f"unknown labels {self.labels!r}", hint="drawn or data")
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether calibration rows have to come with labels."""
+        return self.labels == "data"
+
     def run(self, run: UnitRun) -> None:
         """Prune the run's model in place, all at once."""
         run.progress.start(len(run.calibration.batches) + len(run.parts), "embedding the calibration text")

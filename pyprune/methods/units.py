@@ -18,7 +18,6 @@ from pyprune.latency import LatencyCosts, LatencyTable, latency_costs
 from pyprune.methods.calibration import gather
 from pyprune.methods.driver import Progress, Silent
 from pyprune.methods.journal import Journal, fingerprint, model_sha256
-from pyprune.methods.kwon import Kwon
 from pyprune.methods.latency import measure_latency
 from pyprune.methods.objectives import Objective
 from pyprune.methods.report import Clock
@@ -141,7 +140,7 @@ def prune_units(
         seed=seed,
         text=text,
         text_pair=text_pair,
-        labels=objective.kind if isinstance(request.method, Kwon) and request.method.labels == "data" else None,
+        labels=objective.kind if request.method.needs_labels else None,
     )
     length = calibration.tokens / calibration.sentences
     costs: UnitCosts | LatencyCosts
