@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyprune import ops
 from pyprune.attack.encodings import Encodings
 from pyprune.errors import InputError, NumericsError
 from pyprune.sparse import optimize
@@ -155,9 +156,31 @@ def mean_of_tokens(output: Any, mask: Tensor) -> Tensor:
 
 
 def inference_form(model: Any) -> Any:
-    """The model as ``pyprune.optimize`` makes it, where it does; else the model in evaluation mode."""
+    """The model as ``pyprune.optimize`` makes it, where it does; else the model in evaluation mode.
+
+    What is behind the blocks, such as a classifier, then rounds a text in the same way whatever else is in the batch,
+    as the blocks do.
+    """
     parameter = next(model.parameters())
     if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
         with contextlib.suppress(InputError):
-            return optimize(copy.deepcopy(model))
+            packed = optimize(copy.deepcopy(model))
+            for module in packed.modules():
+                for name, child in list(module.named_children()):
+                    if type(child) is nn.Linear:
+                        setattr(module, name, _RowLinear(child))
+            return packed
     return model.eval()
+
+
+class _RowLinear(nn.Module):
+    """A linear whose every row has the bits that it would have alone; a library's product depends on their number."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.across = nn.Parameter(linear.weight.detach().T.contiguous(), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = ops.matmul(x.reshape(-1, x.shape[-1]).contiguous(), self.across)
+        return (made if self.bias is None else made + self.bias).view(*x.shape[:-1], self.across.shape[1])

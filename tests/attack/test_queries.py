@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_checkpoint import build_checkpoint, build_sentences, build_tokenizer
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from pyprune import demo
 from pyprune.attack import queries
 from pyprune.attack.queries import TextModel, mean_of_tokens
 
@@ -38,6 +39,20 @@ def test_a_text_has_the_same_bits_in_any_company(encoder: Any) -> None:
     together = TextModel(encoder, build_tokenizer(), mean_of_tokens)(texts)
     alone = TextModel(encoder, build_tokenizer(), mean_of_tokens)
     assert all(torch.equal(row, alone([text])[0]) for text, row in zip(texts, together, strict=True))
+
+
+def test_a_classifier_answers_alike_in_any_company() -> None:
+    """Its head too: a library's product of 60 rows has other bits than that of one."""
+    folder = demo.model_folder()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [" ".join(["a fine film , if a little long"] * (1 + row % 3)) + f" {row}" for row in range(60)]
+    together = TextModel(model, tokenizer, queries.logits)(texts)
+    alone = TextModel(model, tokenizer, queries.logits)
+    assert all(torch.equal(row, alone([text])[0]) for text, row in zip(texts, together, strict=True))
+    encoded = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.stack(together), model(**encoded).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_means_are_of_real_tokens() -> None:
