@@ -32,6 +32,7 @@ from pyprune.methods.train_parts import (
 )
 from pyprune.methods.working_copy import check_model, restore_types, to_float32
 from pyprune.result import PruneResult
+from pyprune.structured import factorise
 from pyprune.tasks.loading import Examples
 from pyprune.training import PUBLISHED, LogitsLoss, MagnitudePruning, MovementPruning, PruningLoss, Ramp, UnitPruning
 from pyprune.training.choice import Choice
@@ -59,6 +60,8 @@ class TrainRecipe:
     logits : LogitsLoss
     training : Training
         Defaults.
+    units : bool
+        Units go, so that the model that is left is smaller; its embeddings may be, too.
     """
 
     name: str
@@ -70,6 +73,7 @@ class TrainRecipe:
     maps: bool = False
     logits: LogitsLoss = PUBLISHED["movement"]
     training: Training = field(default_factory=Training)
+    units: bool = False
 
 
 def _imp(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
@@ -127,6 +131,7 @@ TRAIN_RECIPES = {
             maps=True,
             logits=PUBLISHED["grain"],
             training=Training(epochs=20),
+            units=True,
         ),
     )
 }
@@ -194,7 +199,8 @@ def train_prune(
     options : mapping, optional
         Of the method: ``warm_up`` and ``cool_down`` (parts of the run), ``scope``, ``rate`` (of scores), ``soft``; of
         ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``, ``every``,
-        ``shrink`` (steps get faster once units are gone; default); of
+        ``shrink`` (steps get faster once units are gone; default), ``embedding_rank`` (word embeddings become a product
+        of that rank before the training, :func:`pyprune.structured.factorise`; the paper's 192; default: they stay); of
         ``"randomized"`` see :func:`pyprune.methods.randomized_entry.train_randomized`.
     inplace : bool
         Prune the given model itself; a run that fails leaves it partly pruned.
@@ -262,6 +268,9 @@ def train_prune(
     given = model_sha256(getattr(model, "config", None), sorted(model.state_dict().items()))
     taught_by = None if teacher is None else model_sha256(teacher.config, sorted(teacher.state_dict().items()))
     work = model if inplace else copy.deepcopy(model)
+    options = dict(options or {})
+    rank = options.pop("embedding_rank", None) if recipe.units else None
+    embeddings = None if rank is None else factorise(work, rank)
     types = to_float32(work)
     folder = None if checkpoints is None else Path(checkpoints).expanduser()
     with _banks(folder, wanted=bool(contrast)) as banks:
@@ -276,7 +285,7 @@ def train_prune(
             contrast=None if banks is None else _contrast(banks, rows, teacher, settings, contrast),
         )
         try:
-            pruner = recipe.pruner(sparsity, loss, **dict(options or {}))
+            pruner = recipe.pruner(sparsity, loss, **options)
         except TypeError as error:
             raise InputError(f"an option that {method} does not know", seen=str(error)) from None
         an_epoch = steps_of(1, len(rows), settings.batch_size, settings.accumulate)
@@ -284,6 +293,8 @@ def train_prune(
         chosen = described(settings, loss, pruner, choice) | {"method": method, "sparsity": sparsity}
         if held_told is not None:
             chosen["held_out"] = held_told["sha256"]
+        if rank is not None:
+            chosen["embedding_rank"] = rank
         kept = None
         if folder is not None:
             device = str(next(work.parameters()).device.type)
@@ -296,7 +307,7 @@ def train_prune(
     restore_types(work, types)
     masks = pruner.linears()
     trained = asdict(done) | ({} if choice is None else {"kept": choice.step, "scores": choice.scores})
-    report = report_of(recipe.name, work, adapter, masks, trained, clock, sha256=given) | {
+    report = report_of(recipe.name, work, adapter, masks, trained, clock, sha256=given, embeddings=embeddings) | {
         "settings": chosen,
         "seed": settings.seed,
         "data": told | {"rows": len(rows), "sha256": rows.sha256},
