@@ -21,6 +21,8 @@ EXAMPLES = """\
   pyprune prune MODEL --method grain --train train.tsv --teacher TEACHER --sparsity 0.9 --output smaller
       nine tenths of neurons and of channels of heads removed meanwhile; the model saved is physically smaller. With
       --embedding-rank 192 its word embeddings are, too
+  pyprune prune MODEL --method first-order --contrast --train train.tsv --teacher TEACHER --sparsity 0.9 --output small
+      CAP-f: heads and neurons removed level by level, 10 to 90 %, with two epochs for each
   pyprune prune TEACHER --method randomized --train train.tsv --teacher TEACHER --sparsity 0.9 --output pruned
       at 54, 83 and 90 % eight masks are drawn at random, each is trained for an epoch, and the best on held-out rows
       for ten; --resume goes on with what is finished in OUTPUT.training
@@ -30,7 +32,8 @@ _SETTINGS = ("epochs", "rate", "accumulate", "precision")
 _LOSSES = ("hard", "soft", "hidden", "attention")
 _SCHEDULE = ("warm_up", "cool_down")
 _UNITS = ("embedding_rank",)
-_RANDOM = ("candidates", "levels", "short_epochs", "pool")
+_RANDOM = ("candidates", "short_epochs", "pool")
+_LEVELS = ("levels",)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +51,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--epochs",
         type=common.not_negative,
         metavar="N",
-        help="passes over the rows (default 3; of grain 20; of each level's best mask 10)",
+        help="passes over the rows (default 3; of grain 20; of first-order 2 a level; of each level's best mask 10)",
     )
     group.add_argument(
-        "--rate", type=common.not_negative, metavar="R", help="highest learning rate (default 3e-5; of randomized 5e-5)"
+        "--rate",
+        type=common.not_negative,
+        metavar="R",
+        help="highest learning rate (default 3e-5; of randomized 5e-5, of first-order 2e-5)",
     )
     group.add_argument("--accumulate", type=common.positive, metavar="N", help="batches per step (default 1)")
     group.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of products (default float32)")
@@ -83,7 +89,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--levels",
         type=_levels,
         metavar="S,S,...",
-        help="randomized: sparsities on the way, rising (default: those of 0.54,0.83,0.92,0.9375 below --sparsity)",
+        help="randomized and first-order: sparsities on the way, rising (default: those of 0.54,0.83,0.92,0.9375 below "
+        "--sparsity; of first-order tenths)",
     )
     group.add_argument(
         "--short-epochs",
@@ -101,13 +108,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def _methods() -> tuple[str, ...]:
     from pyprune.methods.randomized_entry import RANDOMIZED
-    from pyprune.methods.trained import TRAIN_RECIPES
+    from pyprune.methods.train_recipes import TRAIN_RECIPES
 
     return (*TRAIN_RECIPES, RANDOMIZED)
 
 
 def _unit_methods() -> tuple[str, ...]:
-    from pyprune.methods.trained import TRAIN_RECIPES
+    from pyprune.methods.train_recipes import TRAIN_RECIPES
 
     return tuple(name for name, recipe in TRAIN_RECIPES.items() if recipe.units)
 
@@ -135,6 +142,7 @@ def check_usage(arguments: argparse.Namespace) -> None:
                 *_LOSSES,
                 *_SCHEDULE,
                 *_RANDOM,
+                *_LEVELS,
                 *_UNITS,
                 "train",
                 "teacher",
@@ -166,11 +174,16 @@ def check_usage(arguments: argparse.Namespace) -> None:
     for name in ("dry_run", "streaming", "random_weights"):
         if getattr(arguments, name):
             arguments.parser.error(f"--{name.replace('_', '-')} is not for methods that train")
-    randomized = arguments.method == "randomized"
-    for name in (*_SCHEDULE, "contrast", "checkpoint_every") if randomized else _RANDOM:
-        if getattr(arguments, name) not in (None, False):
-            which = "not for" if randomized else "for"
-            arguments.parser.error(f"--{name.replace('_', '-')} is {which} --method randomized")
+    for name in (*_SCHEDULE, *_RANDOM, *_LEVELS, "contrast", "checkpoint_every"):
+        if getattr(arguments, name) in (None, False):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name in (*_RANDOM, *_LEVELS):
+            methods = ("randomized",) if name in _RANDOM else ("randomized", "first-order")
+            if arguments.method not in methods:
+                arguments.parser.error(f"{option} is for --method {' or '.join(methods)}")
+        elif arguments.method == "randomized" or (arguments.method == "first-order" and name in _SCHEDULE):
+            arguments.parser.error(f"{option} is not for --method {arguments.method}")
     if arguments.resume and arguments.output is None:
         arguments.parser.error("--resume goes with --output: checkpoints are kept beside it")
 
@@ -253,7 +266,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "method": arguments.method,
         "sparsity": 0.5 if arguments.sparsity is None else float(arguments.sparsity),
         "training": training | {"seed": arguments.seed, "freeze_embeddings": arguments.freeze_embeddings},
-        "options": given((*_SCHEDULE, *_RANDOM, *_UNITS)),
+        "options": given((*_SCHEDULE, *_RANDOM, *_LEVELS, *_UNITS)),
         "contrast": arguments.contrast,
         "resume": arguments.resume,
         **given((*_LOSSES, "max_length", "checkpoint_every")),
