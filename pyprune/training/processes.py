@@ -6,13 +6,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def processes() -> int:
     """How many there are; 1 where torch knows of no others."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def is_parallel(model: nn.Module) -> bool:
+    """Whether a model is in a wrapper that averages gradients over processes, ``torch.compile`` around it or not."""
+    inner = getattr(model, "_orig_mod", model)
+    return isinstance(inner, nn.parallel.DistributedDataParallel)
 
 
 def average_over_processes(values: Mapping[str, Tensor]) -> None:
