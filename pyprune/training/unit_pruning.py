@@ -123,8 +123,8 @@ class UnitPruning:
             raise InputError(
                 "a model that several processes train cannot be made smaller meanwhile: DistributedDataParallel holds "
                 "the parameters that it was made with",
-                hint="shrink=False; once the schedule has ended, pyprune.compact(model, pruner.units()) can be trained on, "
-                "in a wrapper of its own",
+                hint="shrink=False; once the schedule has ended, pyprune.compact(model, pruner.units()) can be trained "
+                "on, in a wrapper of its own",
             )
         self.schedule = self._given if isinstance(self._given, Schedule) else self._given(steps)
         self._gates = UnitGates(self.model, adapter_for(self.model), follow=self._loss is None)
