@@ -22,8 +22,8 @@ from pyprune.sparse.loading import check_plain, load_compact, load_sparse, open_
 from pyprune.sparse.mask_file import MASKS, mask_bytes, read_masks, write_masks
 from pyprune.sparse.saving import write_settings
 from pyprune.sparse.storage import is_sparse, stored_tensors, write_files
-from pyprune.structured import compact, expand, unit_masks
-from pyprune.structured.shapes import is_compact
+from pyprune.structured import compact, expand, unit_masks, whole_embeddings
+from pyprune.structured.shapes import has_layers, is_compact
 from pyprune.structured.unit_file import read_units, write_units
 from pyprune.units import Units
 
@@ -96,9 +96,9 @@ class PruneResult:
         tokenizer : optional
             Instead of the result's own.
         storage : {"dense", "sparse", "compact"}, optional
-            "dense": with all zeros. "sparse": without the zeros of the pruned matrices. "compact": the physically
-            smaller model, without the removed heads and neurons. Default: "compact" where these were pruned, else
-            "dense".
+            "dense": with all zeros, factored embeddings multiplied out. "sparse": without the zeros of the pruned
+            matrices. "compact": the physically smaller model, without the removed heads and neurons. Default: "compact"
+            where these were pruned, else "dense".
         values : {"float32", "bfloat16", "float16", "int8"}, optional
             Of sparse matrices; by default their own type. int8 has a scale for each row. Everything else keeps its
             type.
@@ -116,7 +116,7 @@ class PruneResult:
         target = Path(path).expanduser().absolute()
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
         if storage != "sparse":
-            model, masks = (self.model, self.masks) if storage == "dense" else (self.compact(), {})
+            model, masks = (whole_embeddings(self.model), self.masks) if storage == "dense" else (self.compact(), {})
             with whole_folder(target, bytes_of({}, stored_tensors(model)) + mask_bytes(masks)) as part:
                 self._write(part, model, masks, tokenizer)
             return target
@@ -346,7 +346,7 @@ def _write_units(folder: Path, target: Path, storage: str) -> None:
     """Cut out what the units of a folder do not keep, or put zeros in its place again."""
     units = read_units(folder)
     if storage == "compact":
-        if is_compact(folder):
+        if is_compact(folder) and has_layers(read_config(folder)):
             raise InputError(f"{folder} is compact already", hint='storage="dense" (--dense)')
         if units is None:
             raise InputError(f"{folder} has all its heads and neurons", hint='storage="sparse" (--sparse)')

@@ -18,7 +18,10 @@ EXAMPLES = """\
       pruned while it is fine-tuned for --epochs, taught by a fine-tuned model; the training rows need labels.
       --resume goes on with the last checkpoint in OUTPUT.training, with the same result to the last bit
   pyprune prune MODEL --method grain --train train.tsv --teacher TEACHER --sparsity 0.9 --output smaller
-      nine tenths of neurons and of channels of heads removed meanwhile; the model saved is physically smaller
+      nine tenths of neurons and of channels of heads removed meanwhile; the model saved is physically smaller. With
+      --embedding-rank 192 its word embeddings are, too
+  pyprune prune MODEL --method first-order --contrast --train train.tsv --teacher TEACHER --sparsity 0.9 --output small
+      CAP-f: heads and neurons removed level by level, 10 to 90 %, with two epochs for each
   pyprune prune TEACHER --method randomized --train train.tsv --teacher TEACHER --sparsity 0.9 --output pruned
       at 54, 83 and 90 % eight masks are drawn at random, each is trained for an epoch, and the best on held-out rows
       for ten; --resume goes on with what is finished in OUTPUT.training
@@ -27,7 +30,9 @@ EXAMPLES = """\
 _SETTINGS = ("epochs", "rate", "accumulate", "precision")
 _LOSSES = ("hard", "soft", "hidden", "attention")
 _SCHEDULE = ("warm_up", "cool_down")
-_RANDOM = ("candidates", "levels", "short_epochs", "pool")
+_UNITS = ("embedding_rank",)
+_RANDOM = ("candidates", "short_epochs", "pool")
+_LEVELS = ("levels",)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -45,10 +50,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--epochs",
         type=common.not_negative,
         metavar="N",
-        help="passes over the rows (default 3; of grain 20; of each level's best mask 10)",
+        help="passes over the rows (default 3; of grain 20; of first-order 2 a level; of each level's best mask 10)",
     )
     group.add_argument(
-        "--rate", type=common.not_negative, metavar="R", help="highest learning rate (default 3e-5; of randomized 5e-5)"
+        "--rate",
+        type=common.not_negative,
+        metavar="R",
+        help="highest learning rate (default 3e-5; of randomized 5e-5, of first-order 2e-5)",
     )
     group.add_argument("--accumulate", type=common.positive, metavar="N", help="batches per step (default 1)")
     group.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of products (default float32)")
@@ -64,6 +72,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("attention", "the teacher's attentions (default 0; of randomized 1)"),
     ):
         group.add_argument(f"--{name}", type=common.not_negative, metavar="W", help=f"weight of {what}")
+    group.add_argument(
+        "--embedding-rank",
+        type=common.positive,
+        metavar="R",
+        help=f"{_spoken(_unit_methods())}: before the training word embeddings become a product of two matrices with R "
+        "columns and rows, both trained on (published for 768 features: 192; default: they stay one table)",
+    )
     group.add_argument("--contrast", action="store_true", help="add CAP's contrastive terms to the method")
     group.add_argument("--checkpoint-every", type=common.positive, metavar="N", help="steps (default: two minutes)")
     group.add_argument(
@@ -73,7 +88,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--levels",
         type=_levels,
         metavar="S,S,...",
-        help="randomized: sparsities on the way, rising (default: those of 0.54,0.83,0.92,0.9375 below --sparsity)",
+        help="randomized and first-order: sparsities on the way, rising (default: those of 0.54,0.83,0.92,0.9375 below "
+        "--sparsity; of first-order tenths)",
     )
     group.add_argument(
         "--short-epochs",
@@ -91,9 +107,19 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def _methods() -> tuple[str, ...]:
     from pyprune.methods.randomized_entry import RANDOMIZED
-    from pyprune.methods.trained import TRAIN_RECIPES
+    from pyprune.methods.train_recipes import TRAIN_RECIPES
 
     return (*TRAIN_RECIPES, RANDOMIZED)
+
+
+def _unit_methods() -> tuple[str, ...]:
+    from pyprune.methods.train_recipes import TRAIN_RECIPES
+
+    return tuple(name for name, recipe in TRAIN_RECIPES.items() if recipe.units)
+
+
+def _spoken(names: tuple[str, ...]) -> str:
+    return " and ".join(names)
 
 
 def _levels(text: str) -> tuple[float, ...]:
@@ -115,6 +141,8 @@ def check_usage(arguments: argparse.Namespace) -> None:
                 *_LOSSES,
                 *_SCHEDULE,
                 *_RANDOM,
+                *_LEVELS,
+                *_UNITS,
                 "train",
                 "teacher",
                 "held_out",
@@ -134,18 +162,27 @@ def check_usage(arguments: argparse.Namespace) -> None:
     for name in ("data", "pattern", "scope", "solver", "rectify", "damping", "spill", "labels", *targets):
         if getattr(arguments, name) is not None:
             arguments.parser.error(f"--{name.replace('_', '-')} is not for methods that train")
-    if arguments.storage == "compact" and arguments.method != "grain":
-        arguments.parser.error(
-            f"--storage compact goes with --method grain: {arguments.method} leaves all units in place"
-        )
+    if arguments.method not in _unit_methods():
+        methods = " or ".join(f"--method {name}" for name in _unit_methods())
+        if arguments.storage == "compact":
+            arguments.parser.error(
+                f"--storage compact goes with {methods}: {arguments.method} leaves all units in place"
+            )
+        if arguments.embedding_rank is not None:
+            arguments.parser.error(f"--embedding-rank goes with {methods}")
     for name in ("dry_run", "streaming", "random_weights"):
         if getattr(arguments, name):
             arguments.parser.error(f"--{name.replace('_', '-')} is not for methods that train")
-    randomized = arguments.method == "randomized"
-    for name in (*_SCHEDULE, "contrast", "checkpoint_every") if randomized else _RANDOM:
-        if getattr(arguments, name) not in (None, False):
-            which = "not for" if randomized else "for"
-            arguments.parser.error(f"--{name.replace('_', '-')} is {which} --method randomized")
+    for name in (*_SCHEDULE, *_RANDOM, *_LEVELS, "contrast", "checkpoint_every"):
+        if getattr(arguments, name) in (None, False):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name in (*_RANDOM, *_LEVELS):
+            methods = ("randomized",) if name in _RANDOM else ("randomized", "first-order")
+            if arguments.method not in methods:
+                arguments.parser.error(f"{option} is for --method {' or '.join(methods)}")
+        elif arguments.method == "randomized" or (arguments.method == "first-order" and name in _SCHEDULE):
+            arguments.parser.error(f"{option} is not for --method {arguments.method}")
     if arguments.resume and arguments.output is None:
         arguments.parser.error("--resume goes with --output: checkpoints are kept beside it")
 
@@ -229,7 +266,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "method": arguments.method,
         "sparsity": 0.5 if arguments.sparsity is None else float(arguments.sparsity),
         "training": training | {"seed": arguments.seed, "freeze_embeddings": arguments.freeze_embeddings},
-        "options": given((*_SCHEDULE, *_RANDOM)),
+        "options": given((*_SCHEDULE, *_RANDOM, *_LEVELS, *_UNITS)),
         "contrast": arguments.contrast,
         "resume": arguments.resume,
         **given((*_LOSSES, "max_length", "checkpoint_every")),
@@ -269,6 +306,8 @@ def trained_text(report: dict[str, Any], saved: str | None) -> str:
         rows.append(("", f"{training['resumed']} of them before it was resumed"))
     for index, (name, value) in enumerate(report["sparsity"].items()):
         rows.append(("zeros" if index == 0 else "", f"{common.percent(value)} {DENOMINATORS.get(name, name)}"))
+    if report.get("embeddings"):
+        rows.append(("embeddings", _embeddings_text(report["embeddings"])))
     if levels:
         rows += _level_rows(levels)
     else:
@@ -280,6 +319,12 @@ def trained_text(report: dict[str, Any], saved: str | None) -> str:
     rows += cost_rows(report, f"{common.duration(seconds['total'])} (training {common.duration(seconds['training'])})")
     rows.append(("saved in", saved or "nowhere (no --output was given)"))
     return common.table(rows)
+
+
+def _embeddings_text(told: dict[str, Any]) -> str:
+    sizes = told["parameters"]
+    lost = f"{common.percent(told['error'])} of their energy lost at the start"
+    return f"rank {told['rank']}: {sizes['before']:,} -> {sizes['after']:,} parameters of words, {lost}"
 
 
 def _level_rows(levels: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -14,7 +14,8 @@ from pyprune.methods.plan import Plan
 from pyprune.methods.randomized import Level, Randomized, prune_randomized
 from pyprune.methods.request import available, describe
 from pyprune.methods.streaming import StreamResult, prune_streaming
-from pyprune.methods.trained import TRAIN_RECIPES, train_prune
+from pyprune.methods.train_recipes import TRAIN_RECIPES
+from pyprune.methods.trained import train_prune
 from pyprune.methods.trimming import TrimmedVocabulary, trim_vocabulary
 from pyprune.methods.units import prune_units
 

@@ -144,8 +144,9 @@ def report_of(
     clock: Clock,
     *,
     sha256: str,
+    embeddings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """JSON-able; ``training`` has ``seconds``, and what else there is to say of it."""
+    """JSON-able; ``training`` has ``seconds`` and what else there is to say of it; ``embeddings``: of factored ones."""
     device = next(model.parameters()).device
     layers = [
         {
@@ -160,6 +161,11 @@ def report_of(
     removed = sum(int((~mask).sum()) for mask in masks.values())
     counts = accounting.count(model, adapter, removed, _units(model, adapter, masks), 0.0)
     del counts["encoder_macs"]  # there is no one length
+    if embeddings is not None:
+        sizes = embeddings["parameters"]
+        for name in ("encoder_and_embeddings", "all_parameters"):
+            counts[name] = {key: value + sizes["before"] - sizes["after"] for key, value in counts[name].items()}
+    more = {} if embeddings is None else {"embeddings": dict(embeddings)}
     return {
         "method": method,
         **circumstances(model, adapter, sha256=sha256, device=device),
@@ -170,6 +176,7 @@ def report_of(
         "seconds": clock.seconds({"training": training["seconds"]}),
         "memory": clock.memory(device),
         "notes": [],
+        **more,
     }
 
 

@@ -7,9 +7,9 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,106 +30,17 @@ from pyprune.methods.train_parts import (
     rows_of,
     settings_of,
 )
+from pyprune.methods.train_recipes import TRAIN_RECIPES, TrainRecipe, levels_to
 from pyprune.methods.working_copy import check_model, restore_types, to_float32
 from pyprune.result import PruneResult
+from pyprune.structured import factorise
 from pyprune.tasks.loading import Examples
-from pyprune.training import PUBLISHED, LogitsLoss, MagnitudePruning, MovementPruning, PruningLoss, Ramp, UnitPruning
+from pyprune.training import LogitsLoss, PruningLoss, UnitPruning
 from pyprune.training.choice import Choice
 from pyprune.training.contrast import Contrast
 from pyprune.training.loop import Checkpoints, Training, described, train
-from pyprune.training.pruning import WeightPruning
 from pyprune.training.rows import Rows
 from pyprune.training.schedules import steps_of
-
-
-@dataclass(frozen=True)
-class TrainRecipe:
-    """What distinguishes one of these methods.
-
-    Attributes
-    ----------
-    name, line : str
-        ``line``: for a person, in a few words.
-    pruner : callable
-        Makes the pruner of a sparsity, the loss and options.
-    hard, soft, hidden : float
-        Weights of the losses, where there is a teacher.
-    maps : bool
-        Learned maps between hidden states.
-    logits : LogitsLoss
-    training : Training
-        Defaults.
-    """
-
-    name: str
-    line: str
-    pruner: Callable[..., WeightPruning | UnitPruning]
-    hard: float = 0.1
-    soft: float = 0.9
-    hidden: float = 0.0
-    maps: bool = False
-    logits: LogitsLoss = PUBLISHED["movement"]
-    training: Training = field(default_factory=Training)
-
-
-def _imp(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
-    return MagnitudePruning(Ramp(sparsity, **_ramp(options)), **options)
-
-
-def _movement(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
-    return MovementPruning(Ramp(sparsity, **_ramp(options)), **options)
-
-
-def _soft_movement(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
-    options.setdefault("threshold", 0.1)
-    ramp = Ramp(options.pop("threshold"), **_ramp(options))
-    # How much goes follows from the penalty; there is no formula from the one to the other.
-    options.setdefault("soft", 400.0 * sparsity)
-    return MovementPruning(ramp, **options)
-
-
-def _smp(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
-    return _movement(sparsity, loss, **{"frozen": True, "rate": 2e-2, **options})
-
-
-def _grain(sparsity: float, loss: PruningLoss, *, separate: bool = True, **options: Any) -> UnitPruning:
-    ramp = Ramp(sparsity, **{"warm_up": 0.2, "cool_down": 0.6, **_ramp(options)})
-    # A head that is gone has no attention to compare.
-    options.setdefault("shrink", not loss.attention)
-    if options["shrink"] and loss.attention:
-        raise InputError(
-            "attentions of a model that is made smaller have nothing to be compared with", hint="shrink=False"
-        )
-    return UnitPruning(ramp, loss=loss if separate else None, **options)
-
-
-def _ramp(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the schedule's options out of all options."""
-    return {name: options.pop(name) for name in ("warm_up", "cool_down", "initial", "every") if name in options}
-
-
-TRAIN_RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        TrainRecipe("imp", "the smallest weights go on a cubic schedule", _imp),
-        TrainRecipe("movement", "weights go that training moves towards zero (Sanh et al. 2020)", _movement),
-        TrainRecipe(
-            "soft-movement", "the same by a threshold and a penalty; how much goes is up to them", _soft_movement
-        ),
-        TrainRecipe("smp", "only scores are learned, weights keep their values (Jiang et al. 2023)", _smp),
-        TrainRecipe(
-            "grain",
-            "neurons and channels of heads go by their gates' gradients (Yang et al. 2023)",
-            _grain,
-            hard=0.0,
-            soft=1.0,
-            hidden=1.0,
-            maps=True,
-            logits=PUBLISHED["grain"],
-            training=Training(epochs=20),
-        ),
-    )
-}
 
 
 def train_prune(
@@ -171,10 +82,11 @@ def train_prune(
     tokenizer : optional
         Of transformers; needed for text.
     method : str
-        ``"imp"``, ``"movement"`` (default), ``"soft-movement"``, ``"smp"``, ``"grain"`` or ``"randomized"``.
+        ``"imp"``, ``"movement"`` (default), ``"soft-movement"``, ``"smp"``, ``"grain"``, ``"first-order"`` or
+        ``"randomized"``.
     sparsity : float
         Fraction of zeros in each linear of the blocks at the end; of ``"grain"`` that of the parameters of all neurons
-        and channels.
+        and channels; of ``"first-order"`` that of the heads, and of the neurons.
     teacher : optional
         Fine-tuned for the same labels. Without one labels alone teach.
     training : Training or mapping, optional
@@ -194,7 +106,9 @@ def train_prune(
     options : mapping, optional
         Of the method: ``warm_up`` and ``cool_down`` (parts of the run), ``scope``, ``rate`` (of scores), ``soft``; of
         ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``, ``every``,
-        ``shrink`` (steps get faster once units are gone; default); of
+        ``shrink`` (steps get faster once units are gone; default), ``embedding_rank`` (word embeddings become a product
+        of that rank before the training, :func:`pyprune.structured.factorise`; the paper's 192; default: they stay); of
+        ``"first-order"`` ``levels`` (rising sparsities, default tenths), ``shrink`` and ``embedding_rank``; of
         ``"randomized"`` see :func:`pyprune.methods.randomized_entry.train_randomized`.
     inplace : bool
         Prune the given model itself; a run that fails leaves it partly pruned.
@@ -250,7 +164,13 @@ def train_prune(
             clock=clock,
         )
     recipe = _recipe(method)
-    settings = settings_of(recipe.training, training)
+    options = dict(options or {})
+    default = recipe.training
+    if recipe.epochs_each:
+        options["levels"] = levels_to(sparsity, options.get("levels"))
+        rounds = len(options["levels"])
+        default = replace(default, epochs=recipe.epochs_each * rounds, rounds=rounds)
+    settings = settings_of(default, training)
     adapter = check_model(model)
     rows, told = rows_of(data, model, tokenizer, max_length)
     rows, held, held_told = held_out_rows(held_out, rows, model, tokenizer, max_length, settings.seed)
@@ -262,6 +182,8 @@ def train_prune(
     given = model_sha256(getattr(model, "config", None), sorted(model.state_dict().items()))
     taught_by = None if teacher is None else model_sha256(teacher.config, sorted(teacher.state_dict().items()))
     work = model if inplace else copy.deepcopy(model)
+    rank = options.pop("embedding_rank", None) if recipe.units else None
+    embeddings = None if rank is None else factorise(work, rank)
     types = to_float32(work)
     folder = None if checkpoints is None else Path(checkpoints).expanduser()
     with _banks(folder, wanted=bool(contrast)) as banks:
@@ -273,10 +195,11 @@ def train_prune(
             attention=attention or 0.0,
             logits=recipe.logits if logits is None else logits,
             maps=recipe.maps,
-            contrast=None if banks is None else _contrast(banks, rows, teacher, settings, contrast),
+            contrast=None if banks is None else _contrast(banks, rows, teacher, settings, recipe.contrast, contrast),
         )
         try:
-            pruner = recipe.pruner(sparsity, loss, **dict(options or {}))
+            more = {"rows": rows, "settings": settings} if recipe.epochs_each else {}
+            pruner = recipe.pruner(sparsity, loss, **more, **options)
         except TypeError as error:
             raise InputError(f"an option that {method} does not know", seen=str(error)) from None
         an_epoch = steps_of(1, len(rows), settings.batch_size, settings.accumulate)
@@ -284,6 +207,8 @@ def train_prune(
         chosen = described(settings, loss, pruner, choice) | {"method": method, "sparsity": sparsity}
         if held_told is not None:
             chosen["held_out"] = held_told["sha256"]
+        if rank is not None:
+            chosen["embedding_rank"] = rank
         kept = None
         if folder is not None:
             device = str(next(work.parameters()).device.type)
@@ -296,7 +221,7 @@ def train_prune(
     restore_types(work, types)
     masks = pruner.linears()
     trained = asdict(done) | ({} if choice is None else {"kept": choice.step, "scores": choice.scores})
-    report = report_of(recipe.name, work, adapter, masks, trained, clock, sha256=given) | {
+    report = report_of(recipe.name, work, adapter, masks, trained, clock, sha256=given, embeddings=embeddings) | {
         "settings": chosen,
         "seed": settings.seed,
         "data": told | {"rows": len(rows), "sha256": rows.sha256},
@@ -328,8 +253,15 @@ def _banks(checkpoints: Path | None, *, wanted: bool) -> Iterator[Path | None]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _contrast(banks: Path, rows: Rows, teacher: Any, settings: Training, given: Mapping[str, Any] | bool) -> Contrast:
-    options = {} if isinstance(given, bool) else dict(given)
+def _contrast(
+    banks: Path,
+    rows: Rows,
+    teacher: Any,
+    settings: Training,
+    usual: Mapping[str, Any],
+    given: Mapping[str, Any] | bool,
+) -> Contrast:
+    options = {**usual, **({} if isinstance(given, bool) else given)}
     options = {"seed": settings.seed, "keep": max(int(settings.epochs), 1), **options}
     if teacher is None:
         options.setdefault("terms", ("pretrained", "snapshots"))

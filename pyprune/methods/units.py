@@ -30,7 +30,7 @@ from pyprune.models.replay import quiet
 from pyprune.models.sublayers import sub_layers
 from pyprune.result import PruneResult
 from pyprune.structured import dense_units, unit_masks
-from pyprune.structured.shapes import KEY
+from pyprune.structured.shapes import has_layers
 
 DEFAULT_BATCH = 32  # sentences whose gradients are one sample; published for GLUE by both papers
 _TABLE = "latency.json"  # in a journal: a run that goes on does so by the same times
@@ -122,7 +122,7 @@ def prune_units(
     request = UnitRequest(unit_method(method, damping=damping), target, seed)
     if resume and journal is None:
         raise InputError("resume needs a journal", hint="journal=DIR, the folder of the run that was stopped")
-    if getattr(getattr(model, "config", None), KEY, None) is not None:
+    if has_layers(getattr(model, "config", None)):
         raise InputError("the model is compact already", hint="prune the dense model that it was made of")
     adapter = check_model(model)
     parts = sub_layers(model, adapter)

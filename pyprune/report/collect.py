@@ -16,7 +16,7 @@ from pyprune.report.document import Bench, Document, Judged, Layer, Model
 from pyprune.report.maps import density
 from pyprune.report.measured import read_attack, read_bench, read_judged
 from pyprune.report.parts import Part, printable, read_json
-from pyprune.report.structure import read_shares, read_stages, read_units, read_vocabulary
+from pyprune.report.structure import read_embeddings, read_shares, read_stages, read_units, read_vocabulary
 from pyprune.result import each_mask
 from pyprune.sparse.mask_file import MASKS
 from pyprune.sparse.storage import is_sparse
@@ -79,6 +79,7 @@ def _read_folder(path: Path) -> Model:
     if report is not None:
         stages = read_stages(report) if model.units else {}
         model = replace(model, left=read_shares(report), vocabulary=read_vocabulary(report), stages=stages)
+        model = replace(model, embeddings=read_embeddings(report))
     if model.kind == "records" and model.attack is None and not _benches_of(path):
         problems.append("neither a model nor a record was found in this folder")
     return replace(model, missing=tuple(_missing(model, path)), problems=tuple(problems))

@@ -110,6 +110,8 @@ class Model:
         The share of operations or parameters that is left, by how they are counted.
     vocabulary : dict of str to int
         ``tokens``, ``parameters`` and ``bytes``, each ``before`` and ``after``, where tokens are cut.
+    embeddings : dict of str to int
+        ``rank`` of word embeddings that became a product, their parameters ``before`` and ``after``.
     stages : dict of str to float
         Seconds by stage of the pruning.
     missing : tuple of str
@@ -141,6 +143,7 @@ class Model:
     units: tuple[Left, ...] = ()
     left: dict[str, float] = field(default_factory=dict)
     vocabulary: dict[str, int] = field(default_factory=dict)
+    embeddings: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()

@@ -58,6 +58,7 @@ def make_sections(document: Document) -> list[Section]:
         Section("sparsity", "Sparsity by denominator", (), tuple(_sparsity(models))),
         Section("units", "Heads and neurons that are left", _UNIT_WORDS, tuple(_units(models))),
         Section("vocabulary", "Tokens that are left", (), tuple(_vocabulary(models))),
+        Section("embeddings", "Word embeddings", (), tuple(_embeddings(models))),
         Section("disk", "Size on disk", (), tuple(_disk(models))),
         Section("layers", "Error of each layer", _LAYER_WORDS, tuple(_layers(models)), folded=True),
         Section("masks", "Where weights are kept", _MASK_WORDS),
@@ -279,6 +280,16 @@ def _vocabulary(models: Sequence[Model]) -> Iterable[Table]:
     if rows:
         caption = "Tokens that never occurred are cut out of embeddings and tokenizer"
         yield Table(caption, ("model", "tokens", "parameters", "in memory"), tuple(rows))
+
+
+def _embeddings(models: Sequence[Model]) -> Iterable[Table]:
+    rows = [
+        (m.name, f"{m.embeddings['rank']:,}", f"{m.embeddings['before']:,} → {m.embeddings['after']:,}")
+        for m in models
+        if m.embeddings
+    ]
+    if rows:
+        yield Table("A product of two matrices in place of one table", ("model", "rank", "parameters"), tuple(rows))
 
 
 def _disk(models: Sequence[Model]) -> Iterable[Table]:

@@ -97,6 +97,15 @@ def read_vocabulary(report: Part) -> dict[str, int]:
     return known if len(known) == len(found) else {}
 
 
+def read_embeddings(report: Part) -> dict[str, int]:
+    """Rank and parameters of factored word embeddings; nothing unless all are known."""
+    told = report.part("embeddings")
+    sizes = told.part("parameters")
+    found = {"rank": told.count("rank"), "before": sizes.count("before"), "after": sizes.count("after")}
+    known = {key: value for key, value in found.items() if value is not None}
+    return known if len(known) == len(found) else {}
+
+
 def read_stages(report: Part) -> dict[str, float]:
     """Seconds by stage."""
     seconds = report.part("seconds")

@@ -4,6 +4,17 @@
 from __future__ import annotations
 
 from pyprune.structured.cutting import compact, dense_units, masked, unit_masks
+from pyprune.structured.embeddings import factorise, whole_embeddings
 from pyprune.structured.expanding import expand
+from pyprune.structured.factored import FactoredEmbedding
 
-__all__ = ["compact", "dense_units", "expand", "masked", "unit_masks"]
+__all__ = [
+    "FactoredEmbedding",
+    "compact",
+    "dense_units",
+    "expand",
+    "factorise",
+    "masked",
+    "unit_masks",
+    "whole_embeddings",
+]

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.models import Adapter, adapter_for
+from pyprune.structured.embeddings import narrow_embeddings
 from pyprune.structured.linears import HeadsIn, HeadsOut, NoInputs, NoOutputs, factor_of, no_attention, no_heads
-from pyprune.structured.shapes import KEY, from_config, to_config
+from pyprune.structured.shapes import KEY, from_config, has_layers, to_config
 from pyprune.units import LayerShape, LayerUnits, Units
 
 
@@ -105,14 +106,14 @@ def dense_units(model: nn.Module) -> Units:
         It is no encoder of a known family, or is compact already.
     """
     adapter = _encoder(model)
-    if getattr(model.config, KEY, None) is not None:
+    if has_layers(model.config):
         raise InputError("the model is compact already", hint="cut the dense model once more")
     hidden, heads, width, neurons = _sizes(model, adapter)
     return Units.dense(hidden, heads, width, neurons, layers=len(adapter.blocks(model)))
 
 
 def shrink(model: nn.Module) -> None:
-    """Give the layers of a model the sizes that its config states, if it states any; their parameters have no memory.
+    """Give layers and embeddings the sizes that the config states, if it states any; their parameters have no memory.
 
     Raises
     ------
@@ -126,8 +127,9 @@ def shrink(model: nn.Module) -> None:
     _, heads, width, neurons = _sizes(model, adapter)
     blocks = adapter.blocks(model)
     shapes = from_config(config, layers=len(blocks), heads=heads, width=width, neurons=neurons)
-    for block, shape in zip(blocks, shapes or (), strict=True):
+    for block, shape in zip(blocks, shapes, strict=True) if shapes is not None else ():
         resize(block, adapter, shape, width)
+    narrow_embeddings(model)
 
 
 def dense_shape(model: nn.Module) -> tuple[Adapter, Units]:

@@ -12,17 +12,20 @@ from torch import Tensor, nn
 from pyprune.errors import InputError
 from pyprune.models import Adapter
 from pyprune.structured.cutting import any_linears, dense_shape, kept_places, resize
-from pyprune.structured.shapes import KEY, from_config
+from pyprune.structured.embeddings import whole_embeddings
+from pyprune.structured.shapes import from_config, to_config
 from pyprune.units import LayerShape, LayerUnits, Units
 
 
 def expand(model: nn.Module, units: Units | None = None) -> nn.Module:
     """Put zeros where :func:`pyprune.compact` has cut, so that all layers have the size of their class again.
 
+    Factored embeddings are multiplied out.
+
     Parameters
     ----------
     model : nn.Module
-        Compact; it is left as it is.
+        Compact, or with factored embeddings; it is left as it is.
     units : Units, optional
         Where its heads, channels and neurons were. Default: the first places, which computes the same.
 
@@ -41,17 +44,20 @@ def expand(model: nn.Module, units: Units | None = None) -> nn.Module:
         model.config, layers=len(dense.layers), heads=dense.heads, width=dense.width, neurons=dense.neurons
     )
     if shapes is None:
-        raise InputError("the model is not compact: it has all its zeros already")
+        whole = whole_embeddings(model)
+        if whole is model:
+            raise InputError("the model is not compact: it has all its zeros already")
+        return whole
     if units is None:
         units = Units(dense.hidden, dense.heads, dense.width, dense.neurons, tuple(map(_first, shapes)))
     sizes = ("hidden", "heads", "width", "neurons")
     if units.shapes != shapes or any(getattr(units, name) != getattr(dense, name) for name in sizes):
         raise InputError("the units are not those of this model", hint="the folder was put together of two")
     large = copy.deepcopy(model)
-    for block, layer, whole in zip(adapter.blocks(large), units.layers, dense.shapes, strict=True):
-        fill_block(block, adapter, layer, whole, dense.width)
-    delattr(large.config, KEY)
-    return large
+    for block, layer, shape in zip(adapter.blocks(large), units.layers, dense.shapes, strict=True):
+        fill_block(block, adapter, layer, shape, dense.width)
+    to_config(large.config, None)
+    return whole_embeddings(large)
 
 
 def _first(shape: LayerShape) -> LayerUnits:

@@ -26,7 +26,8 @@ _TEXT = string.Template('''\
 """$prefix models whose layers are as small as config.json says, for plain transformers.
 
 Written by pyprune ($version). config.pyprune["layers"] holds, for each layer, the channels of queries and keys and
-those of values by head, and the number of neurons. Without that entry these classes are those of transformers.
+those of values by head, and the number of neurons; config.pyprune["embedding_rank"] the rank of the word embeddings,
+where they are a product of two matrices. Without that entry these classes are those of transformers.
 """
 
 import functools
@@ -84,6 +85,17 @@ class HeadsOut(Linear):
         return super().forward(torch.cat([head[..., :count] for head, count in zip(heads, self.widths)], dim=-1))
 
 
+class FactoredEmbedding(nn.Embedding):
+    """Word embeddings as a product: a narrow table, and a projection behind it."""
+
+    def __init__(self, count, features, rank, padding):
+        super().__init__(count, rank, padding_idx=padding)
+        self.projection = nn.Linear(rank, features, bias=False)
+
+    def forward(self, input):
+        return self.projection(super().forward(input))
+
+
 def no_heads(hidden_states, *given, **named):
     """What an attention without heads hands to its output, and the weights of no head."""
     sequences, length = hidden_states.shape[:2]
@@ -102,10 +114,16 @@ def shrink(model):
     record = getattr(model.config, "pyprune", None)
     if record is None:
         return
-    if record["version"] != 1 or len(record["layers"]) != len(model.base_model.get_submodule(LAYERS)):
-        raise ValueError("config.json describes other layers than this file knows")
-    width = model.config.hidden_size // model.config.num_attention_heads
-    for layer, sizes in zip(model.base_model.get_submodule(LAYERS), record["layers"]):
+    if record["version"] != 1 or not record.keys() <= {"version", "layers", "embedding_rank"}:
+        raise ValueError("config.json describes other models than this file knows")
+    if "embedding_rank" in record:
+        old, rank = model.get_input_embeddings(), record["embedding_rank"]
+        new = FactoredEmbedding(old.num_embeddings, old.embedding_dim, rank, old.padding_idx)
+        model.set_input_embeddings(new)
+    layers, width = model.base_model.get_submodule(LAYERS), model.config.hidden_size // model.config.num_attention_heads
+    if len(record.get("layers", layers)) != len(layers):
+        raise ValueError("config.json describes another number of layers")
+    for layer, sizes in zip(layers, record.get("layers", ())):
         shrink_layer(layer, sizes["query"], sizes["value"], sizes["neurons"], width)
 
 

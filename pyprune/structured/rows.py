@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError
+from pyprune.structured.factored import FactoredEmbedding
 
 
 def table_of(model: nn.Module) -> nn.Embedding:
-    """The embeddings of tokens.
+    """The embeddings of tokens, a row for each; of factored ones that is the narrow factor.
 
     Raises
     ------
@@ -20,13 +21,18 @@ def table_of(model: nn.Module) -> nn.Embedding:
         The model has none of the usual kind, or they are not in memory.
     """
     found: Any = model.get_input_embeddings()  # type: ignore[operator]
-    if type(found) is not nn.Embedding or found.weight.is_meta or not found.weight.dtype.is_floating_point:
+    if (
+        type(found) not in (nn.Embedding, FactoredEmbedding)
+        or found.weight.is_meta
+        or not found.weight.dtype.is_floating_point
+    ):
         raise InputError(
             "the embeddings of the model cannot be trimmed",
             seen=type(found).__name__,
             hint="load it unquantised, without device_map offloading",
         )
-    return found
+    table: nn.Embedding = found
+    return table
 
 
 def special_ids(config: Any) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from pyprune.units import LayerShape
 
 KEY = "pyprune"
 VERSION = 1
+_LAYERS, _RANK = "layers", "embedding_rank"
 
 
 def is_compact(folder: Path) -> bool:
-    """Whether the config of a folder says that its layers are smaller than its class makes them."""
+    """Whether the config of a folder says that its layers or embeddings are smaller than its class makes them."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -24,14 +25,79 @@ def is_compact(folder: Path) -> bool:
     return isinstance(config, dict) and KEY in config
 
 
-def to_config(config: Any, shapes: Sequence[LayerShape]) -> None:
-    """Enter sizes into a config of transformers."""
-    layers = [{"query": list(s.query), "value": list(s.value), "neurons": s.neurons} for s in shapes]
-    setattr(config, KEY, {"version": VERSION, "layers": layers})
+def to_config(config: Any, shapes: Sequence[LayerShape] | None) -> None:
+    """Enter sizes of layers into a config of transformers; None: take them out of it."""
+    found = (
+        None
+        if shapes is None
+        else [{"query": list(s.query), "value": list(s.value), "neurons": s.neurons} for s in shapes]
+    )
+    _enter(config, _LAYERS, found)
+
+
+def rank_to_config(config: Any, rank: int | None) -> None:
+    """Enter the rank of factored word embeddings into a config; None: take it out."""
+    _enter(config, _RANK, rank)
+
+
+def _enter(config: Any, key: str, value: Any) -> None:
+    record = {**(getattr(config, KEY, None) or {}), "version": VERSION, key: value}
+    record = {name: entry for name, entry in record.items() if entry is not None}
+    if record.keys() > {"version"}:
+        setattr(config, KEY, record)
+    elif hasattr(config, KEY):
+        delattr(config, KEY)
+
+
+def has_layers(config: Any) -> bool:
+    """Whether a config states sizes of layers."""
+    record = getattr(config, KEY, None)
+    return record is not None and not (isinstance(record, dict) and _RANK in record and _LAYERS not in record)
+
+
+def rank_from_config(config: Any, *, features: int) -> int | None:
+    """The rank of word embeddings that a config states; None of embeddings in one table.
+
+    Parameters
+    ----------
+    config
+        Of transformers.
+    features : int
+        Of the embeddings; no rank may be larger.
+
+    Raises
+    ------
+    InputError
+        It states something that cannot be.
+    """
+    record = _record(config)
+    if record is None or _RANK not in record:
+        return None
+    if not _within(record[_RANK], 1, features):
+        raise InputError(
+            f"config.json: {KEY} states embeddings that cannot be",
+            asked=f"a rank from 1 to {features}",
+            seen=repr(record[_RANK])[:80],
+        )
+    return int(record[_RANK])
+
+
+def _record(config: Any) -> dict[str, Any] | None:
+    """What a config states, of this version and with nothing unknown in it."""
+    record = getattr(config, KEY, None)
+    if record is None:
+        return None
+    known = {"version", _LAYERS, _RANK}
+    if not isinstance(record, dict) or not {"version"} < record.keys() <= known:
+        raise InputError(f"config.json: {KEY} does not describe layers", seen=repr(record)[:200])
+    if record["version"] != VERSION:
+        seen = repr(record["version"])[:40]
+        raise InputError("config.json is of another version of the format", asked=f"{VERSION}", seen=seen)
+    return record
 
 
 def from_config(config: Any, *, layers: int, heads: int, width: int, neurons: int) -> tuple[LayerShape, ...] | None:
-    """Sizes that a config states; None of a model that is not compact.
+    """Sizes of layers that a config states; None of a model whose layers are those of its class.
 
     Parameters
     ----------
@@ -45,14 +111,9 @@ def from_config(config: Any, *, layers: int, heads: int, width: int, neurons: in
     InputError
         It states something that cannot be.
     """
-    record = getattr(config, KEY, None)
-    if record is None:
+    record = _record(config)
+    if record is None or _LAYERS not in record:
         return None
-    if not isinstance(record, dict) or record.keys() != {"version", "layers"}:
-        raise InputError(f"config.json: {KEY} does not describe layers", seen=repr(record)[:200])
-    if record["version"] != VERSION:
-        seen = repr(record["version"])[:40]
-        raise InputError("config.json is of another version of the format", asked=f"{VERSION}", seen=seen)
     if not isinstance(record["layers"], list) or len(record["layers"]) != layers:
         raise InputError(f"config.json: {KEY} does not describe {layers} layers", seen=repr(record["layers"])[:200])
     found = []

@@ -9,6 +9,7 @@ from pyprune.training.choice import Choice
 from pyprune.training.contrast import Contrast
 from pyprune.training.contrastive import Bank, contrastive_loss, extra_rows
 from pyprune.training.distillation import Parts, PruningLoss
+from pyprune.training.first_order_units import FirstOrderPruning
 from pyprune.training.losses import PUBLISHED, HiddenMaps, LogitsLoss, attention_loss, hidden_loss
 from pyprune.training.masks import Masks, prunable
 from pyprune.training.movement import MovementPruning
@@ -28,6 +29,7 @@ __all__ = [
     "Choice",
     "Contrast",
     "Cubic",
+    "FirstOrderPruning",
     "HiddenMaps",
     "Levels",
     "LogitsLoss",

@@ -43,6 +43,8 @@ class Contrast:
         Representations of other rows in each contrast; all there are if those are fewer.
     keep : int
         Snapshots kept at most.
+    every : int
+        Epochs from one snapshot to the next.
     normalisation : {"published", "anchors"}
         See :func:`contrastive_loss`.
     seed : int
@@ -61,15 +63,17 @@ class Contrast:
         supervised: float = 10.0,
         extra: int = 4096,
         keep: int = 10,
+        every: int = 1,
         normalisation: Normalisation = "published",
         seed: int = 0,
     ) -> None:
         if not terms or any(term not in TERMS for term in terms):
             raise InputError("unknown terms of a contrast", seen=", ".join(terms) or "none", hint=", ".join(TERMS))
-        if not temperature > 0 or min(unsupervised, supervised) < 0 or extra < 0 or keep < 1:
+        if not temperature > 0 or min(unsupervised, supervised) < 0 or extra < 0 or min(keep, every) < 1:
             raise InputError(
                 "a contrast has a temperature above 0 and no negative weights",
-                seen=f"temperature {temperature}, weights {unsupervised} and {supervised}, extra {extra}, keep {keep}",
+                seen=f"temperature {temperature}, weights {unsupervised} and {supervised}, extra {extra}, "
+                f"keep {keep}, every {every}",
             )
         if "finetuned" in terms and teacher is None:
             raise InputError("the contrast with a fine-tuned model needs a teacher", hint='terms=("pretrained", ...)')
@@ -77,13 +81,15 @@ class Contrast:
             raise InputError("the supervised term needs labels", hint="supervised=0")
         self._folder, self._rows, self._teacher, self.terms = folder, rows, teacher, tuple(terms)
         self.temperature, self.unsupervised, self.supervised = temperature, unsupervised, supervised
-        self.extra, self.keep, self.normalisation, self.seed = extra, keep, normalisation, seed
+        self.extra, self.keep, self.every = extra, keep, every
+        self.normalisation, self.seed = normalisation, seed
         self._banks: dict[str, Bank] = {}
         self._drawn = torch.Generator()
+        self._ahead: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """JSON-able; what a checkpoint has to agree with."""
-        names = ("temperature", "unsupervised", "supervised", "extra", "keep", "normalisation", "seed")
+        names = ("temperature", "unsupervised", "supervised", "extra", "keep", "every", "normalisation", "seed")
         return {"terms": list(self.terms)} | {name: getattr(self, name) for name in names}
 
     def epoch(self, model: nn.Module, epoch: int, *, first: bool) -> None:
@@ -94,13 +100,16 @@ class Contrast:
         InputError
             The training went on from a checkpoint, and the banks are not there any more.
         """
+        ahead, self._ahead = self._ahead, None
+        if first and ahead == epoch:
+            return
         model = unwrapped(model)
         self._folder.mkdir(parents=True, exist_ok=True)
         for term in self.terms:
             source = self._teacher if term == "finetuned" else model
             assert source is not None
             bank = self._bank(term, source)
-            wanted = epoch if term == "snapshots" else 1
+            wanted = epoch // self.every if term == "snapshots" else 1
             if epoch == 0 and first:
                 bank.forget(0)  # whatever an earlier run left
             if bank.finished > wanted:  # the run was stopped after this one, and went on from a checkpoint before it
@@ -116,6 +125,11 @@ class Contrast:
                         f"{bank.path} does not hold what the checkpoint was trained with", hint="start anew"
                     )
                 self._encode(source, bank)
+
+    def ahead(self, model: nn.Module, epoch: int) -> None:
+        """Encode what an epoch that is about to begin needs, before the model is changed; :meth:`epoch` then has it."""
+        self.epoch(model, epoch, first=True)
+        self._ahead = epoch
 
     def _bank(self, term: str, model: Any) -> Bank:
         if term not in self._banks:
@@ -148,8 +162,8 @@ class Contrast:
         anchors = represented(model, outputs.hidden_states[-1])
         total = anchors.new_zeros((), dtype=torch.float32)
         for term in self.terms:
-            bank = self._banks[term]
-            if not bank.depth:
+            bank = self._banks.get(term)
+            if bank is None or not bank.depth:
                 continue
             others = extra_rows(len(self._rows), self.extra // bank.depth, self._drawn).to(numbers.device)
             known = self._rows.labels

@@ -15,6 +15,7 @@ from pyprune.errors import InputError
 from pyprune.training.contrast import Contrast
 from pyprune.training.losses import PUBLISHED, HiddenMaps, LogitsLoss, attention_loss, hidden_loss
 from pyprune.training.masks import unwrapped
+from pyprune.training.processes import is_parallel
 from pyprune.training.rows import NUMBERS
 
 _NEVER = -1e4  # logit of padding as the start or end of an answer
@@ -133,6 +134,11 @@ class PruningLoss:
 
         Called by :class:`PruningCallback`; before the optimizer is made, as learned maps are parameters.
         """
+        if self.hidden and self._with_maps and is_parallel(model):
+            raise InputError(
+                "learned maps are parameters that DistributedDataParallel would not know",
+                hint="loss.attach(model) before the model is wrapped",
+            )
         model = unwrapped(model)
         self.detach()
         self._model: Any = model

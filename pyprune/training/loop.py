@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -58,6 +59,8 @@ class Training:
     freeze_embeddings : bool
     seed : int
         Of the order of rows and of dropout.
+    rounds : int
+        The rate rises and falls anew in each of so many equal parts of the run.
     """
 
     epochs: float = 3.0
@@ -70,10 +73,13 @@ class Training:
     precision: str = "float32"
     freeze_embeddings: bool = False
     seed: int = 0
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         if self.precision not in _PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}", hint=", ".join(_PRECISIONS))
+        if self.rounds < 1:
+            raise InputError("a training has at least one round", seen=str(self.rounds))
         if not self.rate > 0 or not 0 <= self.warm_up < 1 or self.decay < 0 or self.clip < 0:
             raise InputError(
                 "a training needs a rate above 0, a warm-up from 0 to below 1, and no negative decay or clip",
@@ -86,6 +92,10 @@ class Training:
 
     def share(self, step: int, steps: int) -> float:
         """The learning rate of a step as a part of the highest."""
+        if self.rounds > 1:
+            starts = [steps * index // self.rounds for index in range(self.rounds + 1)]
+            index = bisect.bisect_right(starts, step) - 1
+            step, steps = step - starts[index], starts[index + 1] - starts[index]
         rising = round(self.warm_up * steps)
         return (step + 1) / (rising + 1) if step < rising else (steps - step) / max(steps - rising, 1)
 

@@ -19,6 +19,7 @@ from pyprune.structured import unit_masks
 from pyprune.training.distillation import Parts, PruningLoss
 from pyprune.training.gating import SITES, UnitGates
 from pyprune.training.masks import unwrapped
+from pyprune.training.processes import average_over_processes, is_parallel, processes
 from pyprune.training.pruning import State
 from pyprune.training.schedules import Schedule
 from pyprune.training.shrinking import cut, grow
@@ -43,6 +44,9 @@ class UnitPruning:
     heads which have lost much lose the rest (StructReg; of value channels only). A head without value channels loses
     its query channels too. The attention keeps the scale of its dense width. Whole heads have one gate, whose gradient
     is the sum of those of its value channels, and are ranked by score per parameter.
+
+    In several processes (``DistributedDataParallel``) gradients of gates are averaged before they are scored, so that
+    all cut the same units: those of one process with all batches, if each loss is a mean over as much.
 
     Parameters
     ----------
@@ -115,9 +119,12 @@ class UnitPruning:
         """
         self.end()
         self.model = unwrapped(model)
-        if self.shrink and _processes() > 1:
+        if self.shrink and (processes() > 1 or is_parallel(model)):
             raise InputError(
-                "a model that several processes train cannot be made smaller meanwhile", hint="shrink=False"
+                "a model that several processes train cannot be made smaller meanwhile: DistributedDataParallel holds "
+                "the parameters that it was made with",
+                hint="shrink=False; once the schedule has ended, pyprune.compact(model, pruner.units()) can be trained "
+                "on, in a wrapper of its own",
             )
         self.schedule = self._given if isinstance(self._given, Schedule) else self._given(steps)
         self._gates = UnitGates(self.model, adapter_for(self.model), follow=self._loss is None)
@@ -203,7 +210,7 @@ class UnitPruning:
             return
         for site, value in self._gates.collected().items():
             self._sums[site] += value.flatten() / scale
-        _average_over_processes(self._sums)
+        average_over_processes(self._sums)
         self.statistics.add(self._scored())
         for value in self._sums.values():
             value.zero_()
@@ -346,16 +353,3 @@ def _zero(linear: nn.Linear, rows: Tensor | None, columns: Tensor | None, optimi
         moments = [v for v in remembered.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
         for tensor in (parameter, *moments):
             tensor.index_fill_(0 if rows is not None else 1, found, 0.0)
-
-
-def _processes() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _average_over_processes(values: dict[str, Tensor]) -> None:
-    count = _processes()
-    if count > 1:
-        for value in values.values():
-            torch.distributed.all_reduce(value)
-            value /= count

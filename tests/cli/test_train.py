@@ -131,9 +131,44 @@ def test_the_best_on_held_out_rows_is_kept(run: Run, model: Path, data: tuple[Pa
     assert "on the rows held out" in run(*common, "--held-out", "0.25").out
 
 
+def test_smaller_embeddings(run: Run, model: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    import pyprune
+
+    common = ("prune", model, "--method", "grain", "--train", data[1], "--epochs", "1", "--batch-size", "8")
+    outcome = run(*common, "--sparsity", "0.6", "--embedding-rank", "5", "--output", tmp_path / "small")
+    assert outcome.status == 0, outcome.err
+    assert "rank 5: " in outcome.out
+    assert pyprune.load(tmp_path / "small").get_input_embeddings().weight.shape[1] == 5
+    stored = json.loads((tmp_path / "small" / "pyprune.json").read_text(encoding="utf-8"))
+    assert stored["embeddings"]["rank"] == 5
+
+
+def test_level_by_level(run: Run, model: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    from pyprune.result import load_units
+
+    common = ("prune", model, "--method", "first-order", "--contrast", "--train", data[1], "--epochs", "2")
+    outcome = run(*common, "--sparsity", "0.5", "--levels", "0.25", "--output", tmp_path / "small", "--json")
+    assert outcome.status == 0, outcome.err
+    assert outcome.json["settings"]["training"]["rounds"] == 2
+    assert outcome.json["settings"]["loss"]["contrast"]["terms"] == ["pretrained", "snapshots"]
+    units = load_units(tmp_path / "small")
+    assert units is not None
+    assert sum(len(layer.neurons) for layer in units.layers) == len(units.layers) * units.neurons // 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ("--method", "movement", "--train", "x", "--embedding-rank", "5"),
+            "--embedding-rank goes with --method grain",
+        ),
+        (("--method", "first-order", "--train", "x", "--warm-up", "0.1"), "--warm-up is not for --method first-order"),
+        (
+            ("--method", "grain", "--train", "x", "--levels", "0.5"),
+            "--levels is for --method randomized or first-order",
+        ),
+        (("--data", "x", "--embedding-rank", "5"), "--embedding-rank is for methods that train"),
         (("--method", "randomized", "--train", "x", "--warm-up", "0.1"), "--warm-up is not for --method randomized"),
         (("--method", "movement", "--train", "x", "--candidates", "3"), "--candidates is for --method randomized"),
         (("--data", "x", "--levels", "0.5"), "--levels is for methods that train"),

@@ -26,6 +26,22 @@ def rows(count: int = 16) -> Rows:
     return Rows([{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids], [row[0] % 2 for row in ids])
 
 
+class Stop:
+    """Presses Ctrl-C after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def start(self, total: int, description: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def finish(self) -> None: ...
+
+    def advance(self, description: str) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("method", TRAIN_RECIPES)
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_methods(method: str, family: str, tmp_path: Path) -> None:
@@ -37,13 +53,15 @@ def test_methods(method: str, family: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     kept = {layer["name"]: layer["kept"] for layer in result.report["layers"]}
     assert kept == {name: int(mask.sum()) for name, mask in result.masks.items()}
-    if method == "grain":
-        units = result.units
-        assert units is not None
+    units = result.units
+    assert (units is not None) == TRAIN_RECIPES[method].units
+    if units is not None and method == "first-order":
+        (layer,) = units.layers
+        assert (len(layer.heads), len(layer.neurons)) == (kept_count(4, 0.6), kept_count(48, 0.6))
+        assert {len(channels) for channels in (*layer.query, *layer.value)} == {8}
+    elif units is not None:
         gone = 1 - (units.parameters() - 6 * 32) / (pyprune.structured.dense_units(model).parameters() - 6 * 32)
         assert gone == pytest.approx(0.6, abs=0.03)
-        small = pyprune.load(result.save(tmp_path / "small"))
-        assert small.num_parameters() < model.num_parameters()
     elif method != "soft-movement":
         assert kept == {name: kept_count(mask.numel(), 0.6) for name, mask in result.masks.items()}
         assert result.report["sparsity"]["linear_weights"] == pytest.approx(0.6, abs=2e-3)
@@ -58,26 +76,13 @@ def test_methods(method: str, family: str, tmp_path: Path) -> None:
     del batch["labels"]
     with torch.inference_mode():
         assert torch.equal(again(**batch).logits, result.model(**batch).logits)
-        if method == "grain":
+        if units is not None:
+            small = pyprune.load(result.save(tmp_path / "small"))
+            assert small.num_parameters() < model.num_parameters()
             assert torch.allclose(small(**batch).logits, result.model(**batch).logits, atol=1e-5)
 
 
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    class Stop:
-        """Presses Ctrl-C after so many steps."""
-
-        def __init__(self, steps: int) -> None:
-            self.left = steps
-
-        def start(self, total: int, description: str) -> None: ...
-        def note(self, text: str) -> None: ...
-        def finish(self) -> None: ...
-
-        def advance(self, description: str) -> None:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-
     options: dict[str, Any] = {"teacher": build_model("bert", layers=1, seed=3), "training": TRAINING, "sparsity": 0.5}
     whole = train_prune(build_model("bert", layers=1), rows(), **options)
     options |= {"checkpoints": tmp_path / "run", "checkpoint_every": 2}
@@ -96,6 +101,56 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     assert whole.report["training"]["losses"] == again.report["training"]["losses"]
 
 
+def test_factored_embeddings_are_trained_saved_counted_and_resumed(tmp_path: Path) -> None:
+    def started() -> Any:
+        return build_model("bert", layers=1, structured=True)
+
+    model, rank = started(), 6
+    options: dict[str, Any] = {"teacher": build_model("bert", layers=1, seed=3), "training": TRAINING, "sparsity": 0.6}
+    options |= {"method": "grain", "options": {"embedding_rank": rank}}
+    result = train_prune(model, rows(), **options)
+    assert type(model.get_input_embeddings()) is torch.nn.Embedding
+    assert not hasattr(model.config, "pyprune")
+    began: Any = started()
+    told = pyprune.structured.factorise(began, rank)
+    found: Any = result.model
+    for ours, old in zip(
+        found.get_input_embeddings().parameters(), began.get_input_embeddings().parameters(), strict=True
+    ):
+        assert ours.shape == old.shape
+        assert float((ours - old).detach().abs().max()) > 1e-4  # both factors were trained
+    report = result.report
+    assert report["embeddings"] == told
+    assert report["settings"]["embedding_rank"] == rank
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    saved = told["parameters"]["before"] - told["parameters"]["after"]
+    pruned = report["counts"]["linear_weights"]["removed"]
+    assert report["counts"]["all_parameters"] == {"removed": pruned + saved, "total": everything}
+    assert report["counts"]["encoder_and_embeddings"]["removed"] == pruned + saved
+    assert report["counts"]["encoder_parameters"]["removed"] == pruned
+    batch = rows().batch(torch.arange(3))
+    del batch["labels"]
+    with torch.inference_mode():
+        wanted = found(**batch).logits
+        for storage in ("compact", "sparse", "dense"):
+            again = pyprune.load(result.save(tmp_path / storage, storage=storage))
+            assert torch.allclose(again(**batch).logits, wanted, atol=1e-5)
+    assert result.units is not None
+    small = pyprune.load(tmp_path / "compact")
+    left = result.units.parameters() - pyprune.structured.dense_units(model).parameters()
+    assert small.num_parameters() == everything - saved + left
+    stopped = {"checkpoints": tmp_path / "run", "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        train_prune(started(), rows(), progress=Stop(5), **options, **stopped)
+    with pytest.raises(InputError, match="other settings"):
+        train_prune(started(), rows(), resume=True, **options | {"options": {}}, **stopped)
+    resumed = train_prune(started(), rows(), resume=True, **options, **stopped)
+    assert resumed.report["training"]["resumed"] == 4
+    assert resumed.units == result.units
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+
+
 def test_half_precision_models_get_their_type_back() -> None:
     model = build_model("bert", layers=1).to(torch.bfloat16)
     result = train_prune(model, rows(), method="imp", training={**TRAINING, "epochs": 1}, inplace=True)
@@ -109,6 +164,8 @@ def test_half_precision_models_get_their_type_back() -> None:
         ({"method": "akr"}, "unknown method"),
         ({"training": {"speed": 1}}, "a setting that a training does not know"),
         ({"options": {"speed": 1}}, "an option that movement does not know"),
+        ({"options": {"embedding_rank": 6}}, "an option that movement does not know"),
+        ({"method": "grain", "options": {"embedding_rank": 32}}, "makes the embeddings smaller"),
         ({"resume": True}, "resume needs checkpoints"),
         ({"soft": 0.5}, "need a teacher"),
         ({"sparsity": 1.5}, "fraction of zeros"),

@@ -104,6 +104,16 @@ def test_tokens_that_are_gone(tmp_path: Path) -> None:
     assert any("out of range" in problem for problem in document.models[1].problems)
 
 
+def test_embeddings_that_are_a_product(tmp_path: Path) -> None:
+    sizes = {"rank": 192, "parameters": {"before": 23440896, "after": 6007680}, "error": 0.1}
+    folders = [_folder(tmp_path / name, _RECORD | {"embeddings": told}) for name, told in (("a", sizes), ("b", {}))]
+    folders.append(_folder(tmp_path / "c", _RECORD | {"embeddings": sizes | {"rank": -3}}))
+    document = collect(folders)
+    rows = _tables(document, "embeddings")["A product of two matrices in place of one table"]
+    assert rows == {"a": ("192", "23,440,896 → 6,007,680")}
+    assert any("out of range" in problem for problem in document.models[2].problems)
+
+
 @pytest.mark.parametrize(
     "units",
     [
