@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -101,7 +102,7 @@ class PruneResult:
             where these were pruned, else "dense".
         values : {"float32", "bfloat16", "float16", "int8"}, optional
             Of sparse matrices; by default their own type. int8 has a scale for each row. Everything else keeps its
-            type.
+            type. With "dense" and "compact" storage: of all weights, and not int8.
 
         Raises
         ------
@@ -113,10 +114,14 @@ class PruneResult:
             raise InputError("a dry run has nothing to save", hint="run without dry_run")
         storage = storage or ("dense" if self.units is None else "compact")
         dtype = _check_storage(storage, values)
+        if dtype == torch.int8 and storage != "sparse":
+            raise InputError(f"{storage} storage has no int8 values", hint='float16 or bfloat16, or storage="sparse"')
         target = Path(path).expanduser().absolute()
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
         if storage != "sparse":
             model, masks = (whole_embeddings(self.model), self.masks) if storage == "dense" else (self.compact(), {})
+            if dtype is not None:
+                model = _in_type(copy.deepcopy(model) if model is self.model else model, dtype)
             with whole_folder(target, bytes_of({}, stored_tensors(model)) + mask_bytes(masks)) as part:
                 self._write(part, model, masks, tokenizer)
             return target
@@ -166,12 +171,18 @@ class PruneResult:
 def _check_storage(storage: str, values: str | None) -> torch.dtype | None:
     if storage not in STORAGES:
         raise InputError(f"unknown storage {storage!r}", hint=" or ".join(STORAGES))
-    if values is not None and (storage != "sparse" or values not in VALUES):
-        raise InputError(
-            f"values={values!r} goes with sparse storage only" if storage != "sparse" else f"unknown values {values!r}",
-            hint=", ".join(VALUES) + ' with storage="sparse"',
-        )
+    if values is not None and values not in VALUES:
+        raise InputError(f"unknown values {values!r}", hint=", ".join(VALUES))
     return None if values is None else VALUES[values]
+
+
+def _in_type(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Round all weights of a model."""
+    model = model.to(dtype)
+    for name, tensor in stored_tensors(model).items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name}: a weight is too large for {dtype}", hint="values='bfloat16' or 'float32'")
+    return model
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
@@ -325,6 +336,8 @@ def export(
         No such result, it has this storage already, or one of the reasons of :meth:`PruneResult.save`.
     """
     folder, dtype = _existing(path), _check_storage(storage, values)
+    if dtype is not None and storage != "sparse":
+        raise InputError(f"values={values!r} goes with sparse storage only", hint='storage="sparse" (--sparse)')
     target = Path(output).expanduser().absolute()
     if target.resolve() == folder.resolve():
         raise InputError("the output is the folder of the model itself", hint="another folder")

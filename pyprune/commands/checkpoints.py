@@ -102,6 +102,15 @@ def head_of(name: str) -> str:
     return "ForCausalLM" if architecture.endswith("ForCausalLM") else "ForSequenceClassification"
 
 
+def widened(name: str) -> str | None:
+    """Say, of a checkpoint in 16 bits, that what is made of it is saved in 32; None of others."""
+    config = _read_config(name)
+    kind = str(config.get("dtype") or config.get("torch_dtype"))
+    if kind not in ("float16", "bfloat16"):
+        return None
+    return f"{name} is stored in {kind}; the result is saved in float32: twice as large, without --values {kind}"
+
+
 def open_tokenizer(name: str) -> Any:
     """Load the fast tokenizer of a model.
 

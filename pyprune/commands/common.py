@@ -234,3 +234,12 @@ def resumable(work: Callable[[], Any], how_to_go_on: Callable[[], str], drop_if_
     except (PypruneError, OSError, MemoryError, RuntimeError):
         drop_if_empty()
         raise
+
+
+def note_width(arguments: argparse.Namespace, progress: Any) -> None:
+    """Tell of a result that will be larger than its checkpoint for its type alone."""
+    from pyprune.commands.checkpoints import widened
+
+    told = widened(arguments.model) if arguments.output is not None and arguments.values is None else None
+    if told is not None:
+        progress.note(told)

@@ -130,7 +130,10 @@ def add(commands: Any) -> None:
         "removed heads and neurons, both for pyprune.load (default: compact where these are removed, else dense)",
     )
     out.add_argument(
-        "--values", choices=tuple(VALUES), help="of the weights in sparse storage (default: the model's own type)"
+        "--values",
+        choices=tuple(VALUES),
+        help="type of what is saved: of the pruned weights in sparse storage, else of all, and then not int8 (default: "
+        "float32, also of a checkpoint that is stored in 16 bits)",
     )
     out.add_argument("--resume", action="store_true", help="go on with the finished blocks in OUTPUT.journal")
     out.add_argument("--dry-run", action="store_true", help="print plan and memory, change nothing")
@@ -171,6 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     with for_terminal(quiet=arguments.quiet) as progress:
         _note(progress, examples, held_out)
+        common.note_width(arguments, progress)
         if arguments.dry_run:
             return _tell_plan(arguments, prune(model, examples, tokenizer=tokenizer, dry_run=True, **settings).report)
         options = {"tokenizer": tokenizer, "batch_size": 64, "progress": progress}
@@ -244,8 +248,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
     streaming.check_usage(arguments)
     if arguments.data is None and arguments.task is None and not arguments.random_weights:
         arguments.parser.error("pass --data FILE or --task TASK: pruning needs some text (no labels)")
-    if arguments.values is not None and arguments.storage != "sparse":
-        arguments.parser.error("--values goes with --storage sparse")
+    if arguments.values == "int8" and arguments.storage != "sparse":
+        arguments.parser.error("--values int8 goes with --storage sparse")
     if arguments.resume and arguments.output is None:
         arguments.parser.error("--resume goes with --output: finished blocks are kept beside it")
     if arguments.scope is not None and isinstance(_pattern(arguments), NM):

@@ -34,6 +34,8 @@ def check_usage(arguments: argparse.Namespace) -> None:
         arguments.parser.error("--streaming goes with --output: finished blocks are written there")
     if arguments.storage not in (None, "dense"):
         arguments.parser.error("--streaming writes dense files; run `pyprune export OUTPUT --sparse DIR` afterwards")
+    if arguments.values is not None:
+        arguments.parser.error("--streaming keeps the types of the files; --values goes with `pyprune export --sparse`")
     if arguments.evaluate is not None:
         arguments.parser.error("--evaluate needs the whole model in memory; run `pyprune evaluate OUTPUT` afterwards")
 

@@ -178,9 +178,9 @@ def check_usage(arguments: argparse.Namespace) -> None:
             continue
         option = f"--{name.replace('_', '-')}"
         if name in (*_RANDOM, *_LEVELS):
-            methods = ("randomized",) if name in _RANDOM else ("randomized", "first-order")
-            if arguments.method not in methods:
-                arguments.parser.error(f"{option} is for --method {' or '.join(methods)}")
+            takers = ["randomized"] if name in _RANDOM else ["randomized", "first-order"]
+            if arguments.method not in takers:
+                arguments.parser.error(f"{option} is for --method {' or '.join(takers)}")
         elif arguments.method == "randomized" or (arguments.method == "first-order" and name in _SCHEDULE):
             arguments.parser.error(f"{option} is not for --method {arguments.method}")
     if arguments.resume and arguments.output is None:
@@ -214,6 +214,7 @@ def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]
     with for_terminal(quiet=arguments.quiet) as progress:
         for note in (*rows.notes, *(judged.notes if judged is not None else ())):
             progress.note(note)
+        common.note_width(arguments, progress)
         judging = {"tokenizer": tokenizer, "batch_size": 64, "progress": progress}
         dense = None if judged is None else judge(model if teacher is None else teacher, judged, **judging)
         result = common.resumable(

@@ -51,7 +51,7 @@ USAGE = [
     (("prune", "m", "--data", "d", "--damping", "-1"), "at least 0"),
     (("prune", "m", "--data", "d", "--resume"), "--resume goes with --output"),
     (("prune", "m", "--task", "sst3"), "invalid choice"),
-    (("prune", "m", "--data", "d", "--values", "int8"), "--values goes with --storage sparse"),
+    (("prune", "m", "--data", "d", "--values", "int8"), "--values int8 goes with --storage sparse"),
     (("prune", "m", "--data", "d", "--streaming", "--output", "o", "--storage", "sparse"), "pyprune export OUTPUT"),
     (("export", "m"), "one of the arguments --dense --sparse --compact --modelling --onnx is required"),
     (("export", "m", "--dense", "a", "--sparse", "b"), "not allowed with"),

@@ -147,7 +147,7 @@ USAGE = [
     (("--method", "magnitude", "--target-macs", "0.5"), "unit-magnitude"),
     (("--storage", "compact"), "akr leaves all units in place"),
     (("--method", "kprune", "--labels", "data", "--target-flops", "0.5"), "--labels goes with --method kwon"),
-    (("--method", "kprune", "--values", "int8", "--target-flops", "0.5"), "--values goes with --storage sparse"),
+    (("--method", "kprune", "--values", "int8", "--target-flops", "0.5"), "--values int8 goes with --storage sparse"),
 ]
 
 

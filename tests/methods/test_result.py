@@ -66,10 +66,26 @@ def test_sparse_storage_holds_the_same(tiny: Tiny, batches_of: Batches, tmp_path
     assert (again / "pyprune.safetensors").read_bytes() == (folder / "pyprune.safetensors").read_bytes()
 
 
+def test_all_weights_in_sixteen_bits(result: pyprune.PruneResult, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in result.model.state_dict().items()}
+    wide, narrow = (result.save(tmp_path / str(kind), values=kind) for kind in (None, "float16"))
+    assert (narrow / "model.safetensors").stat().st_size < 0.6 * (wide / "model.safetensors").stat().st_size
+    loaded = pyprune.load(narrow)
+    assert {value.dtype for value in loaded.state_dict().values() if value.is_floating_point()} == {torch.float16}
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(value, before[name])  # the result itself is as it was
+        assert torch.equal(loaded.state_dict()[name], value.half() if value.is_floating_point() else value)
+    with torch.no_grad():
+        next(result.model.parameters())[0, 0] = 1e6
+    with pytest.raises(InputError, match="too large for torch"):
+        result.save(tmp_path / "large", values="float16")
+    assert not (tmp_path / "large").exists()
+
+
 def test_storage_that_does_not_exist(result: pyprune.PruneResult, tmp_path: Path) -> None:
     for options, message in (
         ({"storage": "zip"}, "unknown storage"),
-        ({"values": "int8"}, "sparse storage only"),
+        ({"values": "int8"}, "no int8 values"),
         ({"storage": "sparse", "values": "int4"}, "unknown values"),
     ):
         with pytest.raises(InputError, match=message):
