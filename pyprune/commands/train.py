@@ -179,9 +179,9 @@ def check_usage(arguments: argparse.Namespace) -> None:
             continue
         option = f"--{name.replace('_', '-')}"
         if name in (*_RANDOM, *_LEVELS):
-            methods = ("randomized",) if name in _RANDOM else ("randomized", "first-order")
-            if arguments.method not in methods:
-                arguments.parser.error(f"{option} is for --method {' or '.join(methods)}")
+            known = ("randomized",) if name in _RANDOM else ("randomized", "first-order")
+            if arguments.method not in known:
+                arguments.parser.error(f"{option} is for --method {' or '.join(known)}")
         elif arguments.method == "randomized" or (arguments.method == "first-order" and name in _SCHEDULE):
             arguments.parser.error(f"{option} is not for --method {arguments.method}")
     if arguments.resume and arguments.output is None:
