@@ -199,7 +199,7 @@ def _weigh(scored: _Scored, log_sum: Tensor, to_log_sum: Tensor, to_positives: T
 def bank_scores_gradient_reference(
     log_sum: Tensor, to_log_sum: Tensor, to_positives: Tensor, queries: Tensor, *bank: Any
 ) -> Tensor:
-    """``Σ_c (a_i p_i(c) + Σ_x b_xi [c is a positive]) c / τ`` in float64: gradients ``a`` by log_sum, ``b`` by positives."""
+    """``Σ_c (a_i p_i(c) + Σ_x b_xi [c is a positive]) c / τ`` in float64, ``a`` and ``b`` the gradients by the sums."""
     scored = _score(torch.float64, queries, *bank)
     wide = scored.scores.logsumexp(dim=1) if scored.scores.shape[1] else log_sum.double()
     return _weigh(scored, wide, to_log_sum.double(), to_positives.double(), bank[-2]).to(queries.dtype)
@@ -315,6 +315,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 def _backward(ctx: Any, to_log_sum: Tensor, to_positives: Tensor, *_: Tensor) -> tuple[Any, ...]:
     log_sum, *tensors = ctx.saved_tensors
+    library.reject_autograd("the gradient of bank_scores", to_log_sum, to_positives, *tensors)
     gradient = _gradient(log_sum, to_log_sum, to_positives, *tensors, ctx.temperature, ctx.in_batch)
     return gradient, None, None, None, None, None, None
 
