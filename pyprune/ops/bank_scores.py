@@ -195,7 +195,6 @@ def _weigh(scored: _Scored, log_sum: Tensor, to_log_sum: Tensor, to_positives: T
     return (weights.masked_fill(scores == -torch.inf, 0.0) @ candidates) / temperature
 
 
-@backends.implements("bank_scores_gradient", "reference")
 def bank_scores_gradient_reference(
     log_sum: Tensor, to_log_sum: Tensor, to_positives: Tensor, queries: Tensor, *bank: Any
 ) -> Tensor:
@@ -205,7 +204,6 @@ def bank_scores_gradient_reference(
     return _weigh(scored, wide, to_log_sum.double(), to_positives.double(), bank[-2]).to(queries.dtype)
 
 
-@backends.implements("bank_scores_gradient", "torch")
 def _bank_scores_gradient_torch(
     log_sum: Tensor, to_log_sum: Tensor, to_positives: Tensor, queries: Tensor, *bank: Any
 ) -> Tensor:
@@ -266,7 +264,6 @@ def _bank_scores_cpp(
     return log_sum, positives, counts, certain
 
 
-@backends.implements("bank_scores_gradient", "cpp")
 def _bank_scores_gradient_cpp(
     log_sum: Tensor, to_log_sum: Tensor, to_positives: Tensor, queries: Tensor, keys: Tensor, bank: Tensor, *others: Any
 ) -> Tensor:
@@ -301,9 +298,30 @@ def _fake(queries: Tensor, keys: Tensor, *bank: Any) -> tuple[Tensor, Tensor, Te
 
 
 _bank_scores = library.register(f"bank_scores({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)", fake=_fake)
-_gradient = library.register(
+
+
+# The gradient: an op for torch.compile, which has the backend of the scores.
+_GRADIENTS = {
+    "cpp": _bank_scores_gradient_cpp,
+    "torch": _bank_scores_gradient_torch,
+    "reference": bank_scores_gradient_reference,
+}
+
+
+def _gradient(log_sum: Tensor, to_log_sum: Tensor, to_positives: Tensor, queries: Tensor, *bank: Any) -> Tensor:
+    backend = backends.choose("bank_scores", queries.device.type).backend
+    return _GRADIENTS[backend](log_sum, to_log_sum, to_positives, queries, *bank)
+
+
+library._LIBRARY.define(
     f"bank_scores_gradient(Tensor log_sum, Tensor to_log_sum, Tensor to_positives, {_ARGUMENTS}) -> Tensor",
-    fake=lambda log_sum, to_log_sum, to_positives, queries, *bank: torch.empty_like(queries),
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library._LIBRARY.impl("bank_scores_gradient", _gradient, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "pyprune::bank_scores_gradient",
+    lambda log_sum, to_log_sum, to_positives, queries, *bank: torch.empty_like(queries),
+    lib=library._LIBRARY,
 )
 
 
@@ -316,7 +334,8 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 def _backward(ctx: Any, to_log_sum: Tensor, to_positives: Tensor, *_: Tensor) -> tuple[Any, ...]:
     log_sum, *tensors = ctx.saved_tensors
     library.reject_autograd("the gradient of bank_scores", to_log_sum, to_positives, *tensors)
-    gradient = _gradient(log_sum, to_log_sum, to_positives, *tensors, ctx.temperature, ctx.in_batch)
+    slopes = (log_sum, to_log_sum, to_positives)
+    gradient = torch.ops.pyprune.bank_scores_gradient(*slopes, *tensors, ctx.temperature, ctx.in_batch)
     return gradient, None, None, None, None, None, None
 
 

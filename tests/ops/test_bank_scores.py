@@ -232,6 +232,8 @@ def test_composes_with_torch(generator):
     queries = given.pop("queries").float().requires_grad_()
     rest = (given["keys"], given["bank"].float(), given["bank_keys"], given["rows"], 0.5, True)
     torch.library.opcheck(torch.ops.pyprune.bank_scores.default, (queries, *rest))
+    slopes = torch.full((4,), 2.5), torch.randn(4, generator=generator), torch.randn(2, 4, generator=generator)
+    torch.library.opcheck(torch.ops.pyprune.bank_scores_gradient.default, (*slopes, queries.detach(), *rest))
 
     def loss(values: Tensor) -> Tensor:
         log_sum, positives, counts, _ = torch.ops.pyprune.bank_scores(values, *rest)
