@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // With the other bindings_*.cpp the only file that knows pybind11. Tensors arrive as raw pointers; every size is checked before
 // a kernel sees it, the GIL is released around every kernel, and no exception crosses an OpenMP region.
+#include "bindings_bank.h"
 #include "bindings_checks.h"
 #include "bindings_encoder.h"
 #include "bindings_sparse.h"
@@ -338,6 +339,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("peak", &bound::peak);
     module.def("swap", &bound::swap);
     module.def("draw_counts", &bound::draw_counts);
+    bound::bind_bank(module);
     bound::bind_sparse(module);
     bound::bind_windows(module);
     bound::bind_encoder(module);

@@ -30,6 +30,12 @@ SPMM = {torch.float32: 2e-6, torch.bfloat16: 4.1e-3, torch.float16: 5.2e-4, torc
 # products and sums), and norms that magnify them.
 ENCODER = 1e-5
 
+# Sums over a bank, by the type of the queries. Of scores: relative to the magnitudes that went into them (the largest
+# score's for log_sum), chains of up to 1,030. The gradient: relative to the magnitudes of its weights, which are powers
+# of scores, times 1 + the largest of those, and rounded once.
+BANK = {torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6, torch.float64: 1e-14}
+BANK_GRADIENT = {torch.float32: 2e-6, torch.bfloat16: 4.1e-3, torch.float16: 5.2e-4, torch.float64: 1e-14}
+
 # A Cholesky factor times itself, relative to the matrix: up to 300 columns.
 FACTOR = {torch.float32: 2e-6, torch.float64: 1e-13}
 

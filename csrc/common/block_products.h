@@ -58,9 +58,10 @@ inline TokenVector at_most(TokenVector value, float bound) {
 }
 
 // sum[row][v] += Σ_k left[row · row_stride + k · depth_stride] right[k · right_stride + lane of v], in order of k.
-template <int row_stride, int depth_stride, int rows, int vectors>
+template <int rows, int vectors>
 inline __attribute__((always_inline)) void accumulate(TokenVector (&sum)[rows][vectors], const float* left,
-                                                      const float* right, int right_stride, int64_t depth) {
+                                                      int64_t row_stride, int64_t depth_stride, const float* right,
+                                                      int64_t right_stride, int64_t depth) {
     using S = Simd<float>;
     for (int64_t k = 0; k < depth; ++k, left += depth_stride, right += right_stride) {
         TokenVector b[vectors];
@@ -72,6 +73,12 @@ inline __attribute__((always_inline)) void accumulate(TokenVector (&sum)[rows][v
             for (int v = 0; v < vectors; ++v) sum[row][v] += a * b[v];
         }
     }
+}
+// The same with strides that the compiler knows.
+template <int row_stride, int depth_stride, int rows, int vectors>
+inline __attribute__((always_inline)) void accumulate(TokenVector (&sum)[rows][vectors], const float* left,
+                                                      const float* right, int right_stride, int64_t depth) {
+    accumulate(sum, left, row_stride, depth_stride, right, right_stride, depth);
 }
 
 template <int rows, class Run>

@@ -20,10 +20,13 @@ namespace pyprune {
 namespace {
 
 #define PYPRUNE_KERNELS(isa)                                                                                           \
-    {#isa,          &isa::gram,      &isa::cross_gram,   &isa::matmul,       &isa::cholesky,  &isa::symmetrise,        \
-     &isa::rescale, &isa::select,    &isa::nm,           &isa::masked_lstsq, &isa::masked_cg, &isa::admm_step,         \
-     &isa::obs,     &isa::sparsegpt, &isa::block_obs,    &isa::peak,         &isa::swap,      &isa::draw_counts,       \
-     &isa::spmm,    &isa::spmm_tile, &isa::spmm_windows, &isa::window_kind,  &isa::encoder}
+    {#isa,           &isa::gram,         &isa::cross_gram,   &isa::matmul,                                             \
+     &isa::cholesky, &isa::symmetrise,   &isa::rescale,      &isa::select,                                             \
+     &isa::nm,       &isa::masked_lstsq, &isa::masked_cg,    &isa::admm_step,                                          \
+     &isa::obs,      &isa::sparsegpt,    &isa::block_obs,    &isa::peak,                                               \
+     &isa::swap,     &isa::draw_counts,  &isa::bank_scores,  &isa::bank_scores_gradient,                               \
+     &isa::spmm,     &isa::spmm_tile,    &isa::spmm_windows, &isa::window_kind,                                        \
+     &isa::encoder}
 
 #if defined(PYPRUNE_X86)
 const Kernels kAvx512Bf16 = PYPRUNE_KERNELS(avx512bf16);

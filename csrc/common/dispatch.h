@@ -35,6 +35,8 @@ struct Kernels {
     decltype(&baseline::peak) peak;
     decltype(&baseline::swap) swap;
     decltype(&baseline::draw_counts) draw_counts;
+    decltype(&baseline::bank_scores) bank_scores;
+    decltype(&baseline::bank_scores_gradient) bank_scores_gradient;
     decltype(&baseline::spmm) spmm;
     decltype(&baseline::spmm_tile) spmm_tile;
     decltype(&baseline::spmm_windows) spmm_windows;

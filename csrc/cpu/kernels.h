@@ -3,6 +3,7 @@
 // Contracts are in the header comments of the files of the same names. All matrices are row-major;
 // strides count elements; `threads` >= 1. No include guard on purpose.
 
+#include "../common/bank_view.h"
 #include "../common/element_type.h"
 #include "../common/encoder_view.h"
 #include "../common/sparse_rows_view.h"
@@ -62,6 +63,12 @@ void swap(uint8_t* mask, int64_t* exchanged, double* worth, const void* system, 
 
 int64_t draw_counts(int32_t* counts, const void* weight, ElementType type, int64_t n, int64_t keep, int64_t draws,
                     double exponent, uint64_t seed, double spread, int threads);
+
+void bank_scores(float* log_sum, float* positives, int64_t* counts, uint8_t* certain, const BankView& view,
+                 int threads);
+
+void bank_scores_gradient(float* gradient, const float* log_sum, const float* to_log_sum, const float* to_positives,
+                          const BankView& view, int threads);
 
 void spmm(void* y, const void* x, ElementType type, int64_t tokens, int64_t stride, const SparseRows& w,
           const float* scale, const float* bias, Activation activation, bool pairs, int threads);

@@ -12,7 +12,6 @@ from typing import Any
 from pyprune.commands import common, units
 from pyprune.commands.evaluate import evaluation_entry, judge
 from pyprune.commands.summary import DENOMINATORS, cost_rows
-from pyprune.errors import PypruneError
 
 EXAMPLES = """\
   pyprune prune MODEL --method movement --train train.tsv --teacher TEACHER --sparsity 0.9 --output pruned
@@ -179,9 +178,9 @@ def check_usage(arguments: argparse.Namespace) -> None:
             continue
         option = f"--{name.replace('_', '-')}"
         if name in (*_RANDOM, *_LEVELS):
-            known = ("randomized",) if name in _RANDOM else ("randomized", "first-order")
-            if arguments.method not in known:
-                arguments.parser.error(f"{option} is for --method {' or '.join(known)}")
+            takers = ["randomized"] if name in _RANDOM else ["randomized", "first-order"]
+            if arguments.method not in takers:
+                arguments.parser.error(f"{option} is for --method {' or '.join(takers)}")
         elif arguments.method == "randomized" or (arguments.method == "first-order" and name in _SCHEDULE):
             arguments.parser.error(f"{option} is not for --method {arguments.method}")
     if arguments.resume and arguments.output is None:
@@ -215,10 +214,10 @@ def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]
     with for_terminal(quiet=arguments.quiet) as progress:
         for note in (*rows.notes, *(judged.notes if judged is not None else ())):
             progress.note(note)
+        common.note_width(arguments, progress)
         judging = {"tokenizer": tokenizer, "batch_size": 64, "progress": progress}
         dense = None if judged is None else judge(model if teacher is None else teacher, judged, **judging)
-        result = _resumable(
-            folder,
+        result = common.resumable(
             lambda: train_prune(
                 model,
                 rows,
@@ -230,6 +229,8 @@ def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]
                 progress=progress,
                 **_settings(arguments),
             ),
+            lambda: _how_to_go_on(folder),
+            lambda: _drop_if_empty(folder),
         )
         if judged is not None:
             pruned = judge(result.model, judged, **judging)
@@ -278,16 +279,9 @@ def _folder(output: Path) -> Path:
     return path.with_name(f"{path.name}.training")
 
 
-def _resumable(folder: Path | None, work: Callable[[], Any]) -> Any:
-    """Do the work; where it is stopped, say what of it is kept."""
-    try:
-        return work()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(folder)) from None
-    except (PypruneError, OSError, MemoryError, RuntimeError):
-        if folder is not None and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
+def _drop_if_empty(folder: Path | None) -> None:
+    if folder is not None and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _how_to_go_on(folder: Path | None) -> str:

@@ -5,6 +5,7 @@ The device of the tensors decides the kernel (see :mod:`pyprune.backends`); a ca
 """
 
 from pyprune.ops.admm_step import admm_step
+from pyprune.ops.bank_scores import BankScores, bank_scores
 from pyprune.ops.block_obs import block_obs
 from pyprune.ops.cholesky import cholesky
 from pyprune.ops.cross_gram import cross_gram
@@ -25,8 +26,10 @@ from pyprune.ops.swap import swap
 from pyprune.ops.symmetrise import symmetrise
 
 __all__ = [
+    "BankScores",
     "SparseWeight",
     "admm_step",
+    "bank_scores",
     "block_obs",
     "cholesky",
     "compress",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError
-from pyprune.training.contrastive import Bank, Normalisation, contrastive_loss, extra_rows
+from pyprune.training.contrastive import Bank, Normalisation, bank_loss, extra_rows
 from pyprune.training.masks import unwrapped
 from pyprune.training.rows import Rows
 
@@ -167,11 +167,10 @@ class Contrast:
                 continue
             others = extra_rows(len(self._rows), self.extra // bank.depth, self._drawn).to(numbers.device)
             known = self._rows.labels
-            total = total + contrastive_loss(
+            total = total + bank_loss(
                 anchors,
                 numbers,
-                bank.of(numbers),
-                bank.of(others),
+                bank.candidates(torch.cat([numbers, others])),
                 others,
                 labels=labels if labels is None else labels.to(anchors.device),
                 far_labels=None if known is None else known.to(anchors.device)[others],

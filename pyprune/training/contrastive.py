@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyprune.errors import InputError
+from pyprune.ops import bank_scores
 
 Normalisation = Literal["published", "anchors"]
-_NEVER = -1e6  # score of an anchor with itself
 _TYPES: dict[torch.dtype, tuple[str, Any]] = {torch.float32: ("F32", np.float32), torch.float16: ("F16", np.float16)}
+
+
+class Candidates(NamedTuple):
+    """What a bank holds of some rows: ``depth`` representations of each, one after another."""
+
+    values: Tensor  # [length, features]
+    places: Tensor | None  # int64 [rows · depth]: which of the values they are; without, all of them
+    depth: int
 
 
 class Bank:
@@ -122,6 +130,14 @@ class Bank:
         found = self._values[rows.cpu().numpy(), : self.depth]
         return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32)).to(rows.device)
 
+    def candidates(self, rows: Tensor) -> Candidates:
+        """The same, on a CPU without a copy: where they lie in the file."""
+        if not rows.is_cpu:
+            return Candidates(self.of(rows).flatten(0, 1), None, self.depth)
+        self._check(rows)
+        places = rows[:, None] * self.snapshots + torch.arange(self.depth)
+        return Candidates(torch.from_numpy(self._values).flatten(0, 1), places.flatten(), self.depth)
+
     def _check(self, rows: Tensor) -> None:
         if rows.dtype != torch.int64:
             raise InputError("row numbers are int64: fewer bits make different rows one", seen=str(rows.dtype))
@@ -178,34 +194,59 @@ def contrastive_loss(
     Tensor
         A scalar in float32 at least. Zero where the bank is empty.
     """
+    candidates = Candidates(torch.cat([near, far]).flatten(0, 1), None, near.shape[1])
+    return bank_loss(
+        anchors,
+        rows,
+        candidates,
+        far_rows,
+        labels=labels,
+        far_labels=far_labels,
+        temperature=temperature,
+        unsupervised=unsupervised,
+        supervised=supervised,
+        normalisation=normalisation,
+    )
+
+
+def bank_loss(
+    anchors: Tensor,
+    rows: Tensor,
+    candidates: Candidates,
+    far_rows: Tensor,
+    *,
+    labels: Tensor | None,
+    far_labels: Tensor | None,
+    temperature: float,
+    unsupervised: float,
+    supervised: float,
+    normalisation: Normalisation,
+) -> Tensor:
+    """:func:`contrastive_loss` with what a bank holds of ``rows`` and then of ``far_rows``, wherever that lies."""
     if supervised and (labels is None or far_labels is None):
         raise InputError("the supervised term needs labels", hint="supervised=0")
-    if near.shape[1] == 0:
-        return anchors.sum() * 0.0
-    batch, depth = near.shape[:2]
-    wide = anchors if anchors.dtype in (torch.float32, torch.float64) else anchors.float()
-    unit = functional.normalize(wide, dim=1)
-    candidates = torch.cat([unit.detach(), *(part.to(unit).flatten(0, 1) for part in (near, far))])
-    scores = unit @ candidates.T / temperature
-    itself = torch.zeros_like(scores, dtype=torch.bool)
-    itself[:, :batch].fill_diagonal_(True)
-    chances = scores.masked_fill(itself, _NEVER).log_softmax(dim=1)
-
-    def positives(own: Tensor, others: Tensor) -> Tensor:
-        of_candidates = torch.cat([own, own.repeat_interleave(depth), others.repeat_interleave(depth)])
-        return (own[:, None] == of_candidates) & ~itself
-
-    total = chances.new_zeros(())
+    weights, kinds = [], []
     if unsupervised:
-        total = total + unsupervised * _term(chances, positives(rows, far_rows), normalisation)
+        weights.append(unsupervised)
+        kinds.append((rows, far_rows))
     if supervised and labels is not None and far_labels is not None:
-        total = total + supervised * _term(chances, positives(labels, far_labels), normalisation)
-    return total
-
-
-def _term(chances: Tensor, positive: Tensor, normalisation: Normalisation) -> Tensor:
-    chosen = torch.where(positive, chances, 0.0)
-    count = positive.sum(dim=1)
-    total = -(chosen.sum(dim=1) / count.clamp(min=1)).sum()
-    pairs = (chosen != 0).sum() if normalisation == "published" else (count > 0).sum()
-    return total / pairs.clamp(min=1)
+        if labels.is_floating_point() or far_labels.is_floating_point():
+            raise InputError("the supervised term needs labels that are classes", seen=str(labels.dtype))
+        weights.append(supervised)
+        kinds.append((labels.long(), far_labels.long()))
+    if candidates.depth == 0 or not kinds:
+        return anchors.sum() * 0.0
+    wide = anchors if anchors.dtype in (torch.float32, torch.float64) else anchors.float()
+    found = bank_scores(
+        functional.normalize(wide, dim=1),
+        torch.stack([own for own, _ in kinds]),
+        candidates.values,
+        torch.stack([torch.cat(both) for both in kinds]).repeat_interleave(candidates.depth, dim=1),
+        rows=candidates.places,
+        temperature=temperature,
+        in_batch=True,
+    )
+    some = found.counts > 0
+    chances = torch.where(some, found.positives / found.counts.clamp(min=1) - found.log_sum, 0.0).sum(dim=1)
+    pairs = found.counts - found.certain.long() if normalisation == "published" else some
+    return (chances.new_tensor(weights) * -chances / pairs.sum(dim=1).clamp(min=1)).sum()

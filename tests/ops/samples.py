@@ -27,6 +27,7 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
     ends = [*range(128, columns, 128), columns]
     prune = torch.tensor([0] + [rows * end // 2 for end in ends]).diff()
     sparse = compress(single, mask, dtype=torch.int8)
+    keys, entries = torch.arange(2 * rows).reshape(2, rows) % 3, torch.arange(1, tokens, 2)
     return {
         "gram": (torch.zeros(columns, columns, dtype=torch.float64), x, keep),
         "cross_gram": (torch.zeros(rows, columns), y, x, None),
@@ -52,6 +53,7 @@ def samples(generator: torch.Generator, columns: int = 8, rows: int = 3) -> dict
             1e-5,
         ),
         "draw_counts": (weight.flatten(), half - 1, 3, 5.0, 7),
+        "bank_scores": (x[:rows], keys, x, torch.stack([entries % 3, entries % 2]), entries, 4.0 * columns, True),
         "select": (weight, half - 1, True),
         "nm": (weight, 2, 4),
         "masked_lstsq": (gram, weight, mask, 1e-14),

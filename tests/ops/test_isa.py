@@ -24,11 +24,12 @@ from pyprune.ops.sparsegpt import sparsegpt_reference
 from pyprune.ops.masked_lstsq import masked_lstsq_reference
 from pyprune.ops.swap import swap_reference
 from pyprune.ops.draw_counts import draw_counts_reference
+from pyprune.ops.bank_scores import bank_scores_gradient_reference, bank_scores_reference
 from pyprune.ops.encoder import LINEARS, PARTS, EncoderLayer, arrange, encoder_reference, flat_heads
 g = torch.Generator().manual_seed(5)
 worst = dict.fromkeys(
     ("gram", "cross_gram", "matmul", "cholesky", "masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap",
-     "spmm", "spmm_half", "encoder", "draw_counts"),
+     "spmm", "spmm_half", "encoder", "draw_counts", "bank_scores"),
     0.0,
 )
 def note(op, got, wanted):
@@ -95,6 +96,19 @@ for hidden, inner, width, head in ((1, 1, 1, 1), (17, 35, 21, 7), (64, 130, 64, 
         heads = flat_heads(layer, head)
         wanted = encoder_reference(x, keep, parts, formats, sizes, heads, [vectors], head, "gelu_tanh", 1e-5)
         note("encoder", ops.encoder(x, [layer], keep, head=head, activation="gelu_tanh", eps=1e-5), wanted)
+for batch, entries, features in ((1, 1, 1), (3, 47, 5), (9, 49, 17), (17, 515, 49), (33, 600, 97), (70, 1100, 131)):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        queries = (torch.randn(batch, features, generator=g) / features**0.5).requires_grad_()
+        keys, others = (torch.randint(0, 3, (2, n), generator=g) << 33 for n in (batch, entries))
+        bank = (keys, torch.randn(entries, features, generator=g).to(dtype), others, None, 0.2, True)
+        found = ops.bank_scores(queries, *bank[:3], temperature=0.2, in_batch=True)
+        wanted = bank_scores_reference(queries.detach(), *bank)
+        note("bank_scores", found.log_sum.detach(), wanted[0])
+        note("bank_scores", found.positives.detach(), wanted[1])
+        assert torch.equal(found.counts, wanted[2])
+        slopes = torch.randn(batch, generator=g), torch.randn(2, batch, generator=g)
+        torch.autograd.backward(found[:2], slopes)
+        note("bank_scores", queries.grad, bank_scores_gradient_reference(wanted[0], *slopes, queries.detach(), *bank))
 kinds = [[backends.extension().window_kind(x, values, 8) for values in range(4)] for x in range(3)]
 print(json.dumps({"isa": backends.extension().build_info()["isa"], "worst": worst, "windows": kinds}))
 """
@@ -118,6 +132,7 @@ def test_matches_float64(isa):
     assert result["worst"]["gram"] <= 2e-6
     assert max(result["worst"][op] for op in ("spmm", "encoder")) <= 2e-6
     assert result["worst"]["spmm_half"] <= 4.1e-3
+    assert result["worst"]["bank_scores"] <= 4e-6  # powers of scores up to 20
     assert result["windows"] == WINDOWS.get(isa, [[0] * 4] * 3)
     assert result["worst"]["cross_gram"] <= 2e-5  # scaled by the result, which cancels; see test_cross_gram
     solving = ("masked_lstsq", "obs", "obs_single", "block_obs", "sparsegpt", "swap")

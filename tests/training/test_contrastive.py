@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.training.contrastive import Bank, contrastive_loss, extra_rows
+from pyprune.training.contrastive import Bank, bank_loss, contrastive_loss, extra_rows
 
 BATCH, DEPTH, MORE, FEATURES, TEMPERATURE = 4, 2, 5, 3, 0.3
 ROWS = torch.tensor([7, 3, 9, 7])  # one row twice
@@ -130,6 +130,50 @@ def test_an_empty_bank_adds_nothing_and_supervision_needs_labels(tmp_path: Path)
     assert anchors.grad is not None
     with pytest.raises(InputError, match="needs labels"):
         contrastive_loss(anchors, ROWS, *empty, labels=LABELS, far_labels=None, supervised=1.0, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_candidates_are_looked_up_where_they_lie(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Two of three snapshots are there: what lies between is no candidate."""
+    bank = Bank(tmp_path / "bank.safetensors", rows=12, features=FEATURES, snapshots=3, dtype=dtype)
+    for seed in (1, 2):
+        bank.put(torch.arange(12), unit(12, FEATURES, seed=seed).float())
+        bank.finish()
+    options = {"labels": LABELS, "far_labels": FAR_LABELS, "temperature": TEMPERATURE, "unsupervised": 0.3}
+    options |= {"supervised": 3.0, "normalisation": "published"}
+    values, gradients = [], []
+    for looked_up in (False, True):
+        anchors = unit(BATCH, FEATURES, seed=0).float().requires_grad_()
+        candidates = bank.candidates(torch.cat([ROWS, FAR_ROWS]))
+        assert (candidates.depth, candidates.values.shape) == (2, (36, FEATURES))
+        both = (bank.of(ROWS), bank.of(FAR_ROWS))
+        loss = (
+            bank_loss(anchors, ROWS, candidates, FAR_ROWS, **options)  # type: ignore[arg-type]
+            if looked_up
+            else contrastive_loss(anchors, ROWS, *both, FAR_ROWS, **options)  # type: ignore[arg-type]
+        )
+        loss.backward()
+        values.append(loss.item())
+        gradients.append(anchors.grad)
+    assert values[0] == pytest.approx(loop(unit(BATCH, FEATURES, seed=0), *both, 0.3, 3.0, "published"), rel=1e-5)
+    assert values[0] == values[1]
+    assert torch.equal(gradients[0], gradients[1])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="labels that are classes"):
+        bank_loss(anchors, ROWS, candidates, FAR_ROWS, **(options | {"labels": LABELS / 2}))  # type: ignore[arg-type]
+
+
+def test_pairs_that_are_certain_are_not_counted() -> None:
+    """``log p`` of an anchor that is its representation in the bank is 0 where the temperature is small."""
+    near, far = unit(2, 1, FEATURES, seed=1).float(), unit(MORE, 1, FEATURES, seed=2).float()
+    anchors = torch.cat([near[0], unit(1, FEATURES, seed=3).float()])
+    rows = torch.tensor([1, 2])
+    options = {"labels": None, "far_labels": None, "unsupervised": 1.0, "supervised": 0.0}
+    losses = [
+        contrastive_loss(anchors, rows, near, far, FAR_ROWS, temperature=1e-4, normalisation=name, **options).item()  # type: ignore[arg-type]
+        for name in ("published", "anchors")
+    ]
+    assert losses[1] > 0.0
+    assert losses[0] == 2 * losses[1]  # the sum is that of the second anchor, which is one pair, and one anchor of two
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
