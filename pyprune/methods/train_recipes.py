@@ -70,7 +70,8 @@ class TrainRecipe:
 
 
 def _imp(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
-    return MagnitudePruning(Ramp(sparsity, **_ramp(options)), **options)
+    every = {"every": options.pop("every")} if "every" in options else {}
+    return MagnitudePruning(Ramp(sparsity, **_ramp(options), **every), **options)
 
 
 def _movement(sparsity: float, loss: PruningLoss, **options: Any) -> WeightPruning:
@@ -140,8 +141,8 @@ def levels_to(sparsity: float, given: Sequence[float] | None) -> tuple[float, ..
 
 
 def _ramp(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the schedule's options out of all options."""
-    return {name: options.pop(name) for name in ("warm_up", "cool_down", "initial", "every") if name in options}
+    """Take the schedule's options out of all options; how often masks or scores are made is the pruner's."""
+    return {name: options.pop(name) for name in ("warm_up", "cool_down", "initial") if name in options}
 
 
 TRAIN_RECIPES = {

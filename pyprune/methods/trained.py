@@ -104,8 +104,9 @@ def train_prune(
         or a part of ``data`` that is set aside for it. None: the last weights are kept. ``"randomized"`` chooses its
         masks by it (default 0.1).
     options : mapping, optional
-        Of the method: ``warm_up`` and ``cool_down`` (parts of the run), ``scope``, ``rate`` (of scores), ``soft``; of
-        ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``, ``every``,
+        Of the method: ``warm_up`` and ``cool_down`` (parts of the run), ``every`` (steps between masks; of ``"grain"``
+        between scores), ``scope``, ``rate`` (of scores), ``soft``; of
+        ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``,
         ``shrink`` (steps get faster once units are gone; default), ``embedding_rank`` (word embeddings become a product
         of that rank before the training, :func:`pyprune.structured.factorise`; the paper's 192; default: they stay); of
         ``"first-order"`` ``levels`` (rising sparsities, default tenths), ``shrink`` and ``embedding_rank``; of

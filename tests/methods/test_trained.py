@@ -15,6 +15,7 @@ import pyprune.structured
 from pyprune.errors import InputError
 from pyprune.methods import TRAIN_RECIPES, train_prune
 from pyprune.patterns import kept_count
+from pyprune.training import PruningLoss
 from pyprune.training.rows import Rows
 
 TRAINING = {"epochs": 2, "batch_size": 4, "rate": 1e-3}
@@ -40,6 +41,14 @@ class Stop:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", ["movement", "soft-movement", "smp", "grain", "imp"])
+def test_every_is_how_often_masks_or_scores_are_made(method: str) -> None:
+    pruner: Any = TRAIN_RECIPES[method].pruner(0.5, PruningLoss(), every=7)
+    schedule = pruner._given(100)
+    assert (schedule.every if method == "imp" else pruner.every) == 7
+    assert method == "imp" or schedule.every == 1
 
 
 @pytest.mark.parametrize("method", TRAIN_RECIPES)
