@@ -77,12 +77,22 @@ def _without_each() -> list[Cell]:
     return found
 
 
+def _first_order(part: int) -> list[Cell]:
+    """In two levels, an epoch each."""
+    sparsity = 1.0 - part / 100
+    options = {"levels": (sparsity / 2, sparsity)}
+    return [
+        Cell("cap", f"first-order {part} %", "first-order", sparsity, options),
+        Cell("cap", f"cap-f {part} %", "first-order", sparsity, options, contrast=ALL_TERMS),
+    ]
+
+
 # Passes over the rows at each level: 4 masks for 0.25 and the best for 1, or one mask for 2.
 RANDOM = {"candidates": 4, "short": 0.25, "long": 1.0}
 ALONE = {"candidates": 1, "short": 0.25, "long": 2.0}
 
 TURNS: tuple[tuple[Cell, ...], ...] = (
-    (*_grain(5), *_movement(50)),
+    (*_grain(5), *_first_order(50)),
     (
         Cell("random", "imp", "randomized", LEVELS[-1], ALONE),
         Cell("random", "randomized", "randomized", LEVELS[-1], RANDOM),
@@ -92,8 +102,9 @@ TURNS: tuple[tuple[Cell, ...], ...] = (
         Cell("grain", "grain 5 % without separation", "grain", 0.95, {**GRAIN, "separate": False}),
         Cell("grain", "grain 5 % without hidden loss", "grain", 0.95, GRAIN, {"hidden": 0.0}),
     ),
-    (*_without_each(), *_grain(20)),
-    (*_movement(10), *_grain(10), *_movement(3)),
+    (*_grain(20), *_grain(10), *_first_order(10)),
+    (*_movement(50), *_without_each()),
+    (*_movement(10), *_movement(3)),
     (*_soft(100.0), *_soft(400.0)),
 )
 CELLS = tuple(cell for turn in TURNS for cell in turn)

@@ -95,7 +95,9 @@ def pairs(cells: Iterable[Any], levels: Iterable[float]) -> list[tuple[str, str,
     for cell in cells:
         base = {
             "grain": cell.name.replace("grain", "heads"),
-            "cap": cell.name.replace("cap-m", "movement").replace("cap-soft", "soft-movement"),
+            "cap": cell.name.replace("cap-m", "movement")
+            .replace("cap-soft", "soft-movement")
+            .replace("cap-f", "first-order"),
         }.get(cell.group)
         if " without " in cell.name:
             found.append((cell.name.split(" without ")[0], cell.name, cell.sparsity))
