@@ -64,14 +64,14 @@ def bank_scores(
 
     Notes
     -----
-    On a CPU candidates pass by once and once more for the gradient, which makes the scores again: no memory of
-    batch x entries. Sums are float32 in tiles of a fixed size, the same bits for any number of threads, and a query's
-    depend on no other query. Queries in float64 are for the reference.
+    Candidates pass by once and once more for the gradient, which makes the scores again: no memory of
+    batch x entries. Sums are float32. On a CPU they are the same bits for any number of threads, and a query's depend
+    on no other query; by Triton they are the same bits for the same shapes. Queries in float64 are for the reference.
 
     Raises
     ------
     InputError
-        Shapes, dtypes or devices do not fit, or a row that is not in the bank.
+        Shapes, dtypes or devices do not fit, or a row that is not in the bank; Triton makes sums with such a row NaN.
 
     Examples
     --------
@@ -282,6 +282,34 @@ def _bank_scores_gradient_cpp(
     return gradient.to(queries.dtype)
 
 
+@backends.implements("bank_scores", "triton")
+def _bank_scores_triton(queries: Tensor, *bank: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if queries.dtype == torch.float64:
+        return _bank_scores_torch(queries, *bank)
+    from pyprune.triton_kernels.bank_scores import score_sums  # imports triton, only where it is used
+
+    found = _fake(queries, *bank)
+    score_sums(*found, queries, *_narrow(*bank))
+    return found
+
+
+def _bank_scores_gradient_triton(
+    log_sum: Tensor, to_log_sum: Tensor, to_positives: Tensor, queries: Tensor, *bank: Any
+) -> Tensor:
+    if queries.dtype == torch.float64:
+        return _bank_scores_gradient_torch(log_sum, to_log_sum, to_positives, queries, *bank)
+    from pyprune.triton_kernels.bank_scores import score_gradient  # imports triton, only where it is used
+
+    gradient = torch.empty_like(queries)
+    slopes = to_log_sum.contiguous(), to_positives.contiguous()
+    score_gradient(gradient, log_sum, *slopes, queries, *_narrow(*bank))
+    return gradient
+
+
+def _narrow(keys: Tensor, bank: Tensor, *others: Any) -> tuple[Any, ...]:
+    return (keys, bank.float() if bank.dtype == torch.float64 else bank, *others)
+
+
 _ARGUMENTS = (
     "Tensor queries, Tensor keys, Tensor bank, Tensor bank_keys, Tensor? rows, float temperature, bool in_batch"
 )
@@ -303,6 +331,7 @@ _bank_scores = library.register(f"bank_scores({_ARGUMENTS}) -> (Tensor, Tensor, 
 # The gradient: an op for torch.compile, which has the backend of the scores.
 _GRADIENTS = {
     "cpp": _bank_scores_gradient_cpp,
+    "triton": _bank_scores_gradient_triton,
     "torch": _bank_scores_gradient_torch,
     "reference": bank_scores_gradient_reference,
 }
