@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyprune import ops
 from pyprune.attack.encodings import Encodings
 from pyprune.errors import InputError, NumericsError
+from pyprune.models.products import product
 from pyprune.sparse import optimize
 from pyprune.tasks.evaluate import longest_input
 
@@ -182,5 +182,4 @@ class _RowLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        made = ops.matmul(x.reshape(-1, x.shape[-1]).contiguous(), self.across)
-        return (made if self.bias is None else made + self.bias).view(*x.shape[:-1], self.across.shape[1])
+        return product(x, self.across, self.bias)

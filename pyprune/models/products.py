@@ -27,22 +27,31 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(weight)
         ctx.read = read
         if not write:
-            return _product(x, across, bias)
+            return product(x, across, bias)
         made = x.new_zeros(*x.shape[:-1], across.shape[1])
-        made[:, 0] = _product(x[:, 0], across, bias)
+        made[:, 0] = product(x[:, 0], across, bias)
         return made
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (weight,), (gradient,) = ctx.saved_tensors, gradients
         if not ctx.read:
-            return _product(gradient, weight, None), None, None, None, None, None
+            return product(gradient, weight, None), None, None, None, None, None
         found = gradient.new_zeros(*gradient.shape[:-1], weight.shape[1])
-        found[:, 0] = _product(gradient[:, 0], weight, None)
+        found[:, 0] = product(gradient[:, 0], weight, None)
         return found, None, None, None, None, None
 
 
-def _product(x: Tensor, across: Tensor, bias: Tensor | None) -> Tensor:
+def product(x: Tensor, across: Tensor, bias: Tensor | None) -> Tensor:
+    """``x Wᵀ + b`` by the project's own product, whose every row has the bits that it would have alone.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., in)
+    across : Tensor, shape (in, out)
+        ``Wᵀ``.
+    bias : Tensor, shape (out,), optional
+    """
     made = ops.matmul(x.reshape(-1, x.shape[-1]), across)
     return (made if bias is None else made.add_(bias)).view(*x.shape[:-1], across.shape[1])
 

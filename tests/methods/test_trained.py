@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from stopped_runs import Stopping
 from tiny_models import build_model
 
 import pyprune
@@ -25,22 +26,6 @@ def rows(count: int = 16) -> Rows:
     generator = torch.Generator().manual_seed(7)
     ids = [torch.randint(5, 100, (4 + row % 5,), generator=generator).tolist() for row in range(count)]
     return Rows([{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids], [row[0] % 2 for row in ids])
-
-
-class Stop:
-    """Presses Ctrl-C after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def start(self, total: int, description: str) -> None: ...
-    def note(self, text: str) -> None: ...
-    def finish(self) -> None: ...
-
-    def advance(self, description: str) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("method", ["movement", "soft-movement", "smp", "grain", "imp"])
@@ -96,7 +81,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     whole = train_prune(build_model("bert", layers=1), rows(), **options)
     options |= {"checkpoints": tmp_path / "run", "checkpoint_every": 2}
     with pytest.raises(KeyboardInterrupt):
-        train_prune(build_model("bert", layers=1), rows(), progress=Stop(5), **options)
+        train_prune(build_model("bert", layers=1), rows(), progress=Stopping(6), **options)
     with pytest.raises(InputError, match="holds checkpoints"):
         train_prune(build_model("bert", layers=1), rows(), **options)
     with pytest.raises(InputError, match="other settings"):
@@ -150,7 +135,7 @@ def test_factored_embeddings_are_trained_saved_counted_and_resumed(tmp_path: Pat
     assert small.num_parameters() == everything - saved + left
     stopped = {"checkpoints": tmp_path / "run", "checkpoint_every": 2}
     with pytest.raises(KeyboardInterrupt):
-        train_prune(started(), rows(), progress=Stop(5), **options, **stopped)
+        train_prune(started(), rows(), progress=Stopping(6), **options, **stopped)
     with pytest.raises(InputError, match="other settings"):
         train_prune(started(), rows(), resume=True, **options | {"options": {}}, **stopped)
     resumed = train_prune(started(), rows(), resume=True, **options, **stopped)

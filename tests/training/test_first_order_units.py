@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from stopped_runs import Stopping
 from tiny_models import build_model
 from torch import Tensor, nn
 from torch.nn import functional
@@ -194,22 +195,6 @@ def test_a_contrast_counts_and_keeps_the_model_as_it_was_before(tmp_path: Path) 
         torch.testing.assert_close(bank.of(torch.arange(4))[:, 0], wanted, rtol=0, atol=1e-5)
 
 
-class _Stop:
-    """Presses Ctrl-C after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def start(self, total: int, description: str) -> None: ...
-    def note(self, text: str) -> None: ...
-    def finish(self) -> None: ...
-
-    def advance(self, description: str) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(("contrast", "stop"), [(True, 6), (False, 8)])
 def test_resumed_is_uninterrupted_to_the_bit(contrast: bool, stop: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"method": "first-order", "sparsity": 0.6, "contrast": contrast}
@@ -218,7 +203,7 @@ def test_resumed_is_uninterrupted_to_the_bit(contrast: bool, stop: int, tmp_path
     whole = train_prune(build_model("bert", layers=1), rows(), **options)
     kept = {"checkpoints": tmp_path / "run", "checkpoint_every": 1}
     with pytest.raises(KeyboardInterrupt):
-        train_prune(build_model("bert", layers=1), rows(), progress=_Stop(stop), **options, **kept)
+        train_prune(build_model("bert", layers=1), rows(), progress=Stopping(stop + 1), **options, **kept)
     again = train_prune(build_model("bert", layers=1), rows(), resume=True, **options, **kept)
     assert again.report["training"]["resumed"] == stop
     assert again.units == whole.units
