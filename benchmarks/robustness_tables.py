@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import Report
-from structured_tables import fill
+from structured_tables import fill_document
 
 from pyprune.attack.statistics import compare
 
@@ -132,10 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         report.write()
     if options.document is not None:
-        text = options.document.read_text()
-        for name, lines in tables.items():
-            text = fill(text, name, "\n".join(lines))
-        options.document.write_text(text)
+        fill_document(options.document, {name: "\n".join(lines) for name, lines in tables.items()})
 
 
 if __name__ == "__main__":

@@ -102,6 +102,14 @@ def fill(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
 
 
+def fill_document(path: Path, tables: Mapping[str, str]) -> None:
+    """Put all tables into a file, by name."""
+    text = path.read_text()
+    for name, content in tables.items():
+        text = fill(text, name, content)
+    path.write_text(text)
+
+
 def draw(tasks: Mapping[str, Sequence[Case]], path: Path) -> None:
     """Accuracy against FLOPs removed: a panel for each task, means joined, shade from the worst seed to the best.
 
@@ -156,10 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, content in tables.items():
         print(f"\n{name}\n\n{content}")
     if options.document is not None:
-        text = options.document.read_text()
-        for name, content in tables.items():
-            text = fill(text, name, content)
-        options.document.write_text(text)
+        fill_document(options.document, tables)
         draw(
             {n: c for n, c in tasks.items() if not n.endswith("-ablation")}, options.document.parent / "structured.svg"
         )
