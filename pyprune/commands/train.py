@@ -26,11 +26,13 @@ EXAMPLES = """\
       at 54, 83 and 90 % eight masks are drawn at random, each is trained for an epoch, and the best on held-out rows
       for ten; --resume goes on with what is finished in OUTPUT.training
 """
+SCORED = ("movement", "soft-movement", "smp")
 # By the name of the option: what goes into the training's settings, the losses, the schedule.
 _SETTINGS = ("epochs", "rate", "accumulate", "precision")
 _LOSSES = ("hard", "soft", "hidden", "attention")
 _SCHEDULE = ("warm_up", "cool_down")
 _UNITS = ("embedding_rank",)
+_SCORES = ("start",)
 _RANDOM = ("candidates", "short_epochs", "pool")
 _LEVELS = ("levels",)
 
@@ -79,6 +81,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"{_spoken(_unit_methods())}: before the training word embeddings become a product of two matrices with R "
         "columns and rows, both trained on (published for 768 features: 192; default: they stay one table)",
     )
+    group.add_argument(
+        "--start-scores",
+        dest="start",
+        choices=("zero", "size"),
+        help=f"{_spoken(SCORED)}: scores begin at 0 (default, as published) or at the sizes of weights, which runs of "
+        "less than some thousand steps need",
+    )
     group.add_argument("--contrast", action="store_true", help="add CAP's contrastive terms to the method")
     group.add_argument("--checkpoint-every", type=common.positive, metavar="N", help="steps (default: two minutes)")
     group.add_argument(
@@ -119,7 +128,7 @@ def _unit_methods() -> tuple[str, ...]:
 
 
 def _spoken(names: tuple[str, ...]) -> str:
-    return " and ".join(names)
+    return ", ".join(names[:-1]) + f" and {names[-1]}"
 
 
 def _levels(text: str) -> tuple[float, ...]:
@@ -143,6 +152,7 @@ def check_usage(arguments: argparse.Namespace) -> None:
                 *_RANDOM,
                 *_LEVELS,
                 *_UNITS,
+                *_SCORES,
                 "train",
                 "teacher",
                 "held_out",
@@ -153,7 +163,7 @@ def check_usage(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) not in (None, False)
         ]
         if given:
-            option = given[0].replace("_", "-")
+            option = "start-scores" if given[0] == "start" else given[0].replace("_", "-")
             arguments.parser.error(f"--{option} is for methods that train, such as --method movement")
         return
     if arguments.train is None and arguments.task is None:
@@ -170,6 +180,8 @@ def check_usage(arguments: argparse.Namespace) -> None:
             )
         if arguments.embedding_rank is not None:
             arguments.parser.error(f"--embedding-rank goes with {methods}")
+    if arguments.start is not None and arguments.method not in SCORED:
+        arguments.parser.error(f"--start-scores is for {_spoken(SCORED)}")
     for name in ("dry_run", "streaming", "random_weights"):
         if getattr(arguments, name):
             arguments.parser.error(f"--{name.replace('_', '-')} is not for methods that train")
@@ -267,7 +279,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "method": arguments.method,
         "sparsity": 0.5 if arguments.sparsity is None else float(arguments.sparsity),
         "training": training | {"seed": arguments.seed, "freeze_embeddings": arguments.freeze_embeddings},
-        "options": given((*_SCHEDULE, *_RANDOM, *_LEVELS, *_UNITS)),
+        "options": given((*_SCHEDULE, *_RANDOM, *_LEVELS, *_UNITS, *_SCORES)),
         "contrast": arguments.contrast,
         "resume": arguments.resume,
         **given((*_LOSSES, "max_length", "checkpoint_every")),

@@ -105,7 +105,8 @@ def train_prune(
         masks by it (default 0.1).
     options : mapping, optional
         Of the method: ``warm_up`` and ``cool_down`` (parts of the run), ``every`` (steps between masks; of ``"grain"``
-        between scores), ``scope``, ``rate`` (of scores), ``soft``; of
+        between scores), ``scope``; of movement's kinds ``rate`` (of
+        scores), ``soft`` and ``start`` (``"size"``: scores begin at the sizes of weights, for short runs); of
         ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``,
         ``shrink`` (steps get faster once units are gone; default), ``embedding_rank`` (word embeddings become a product
         of that rank before the training, :func:`pyprune.structured.factorise`; the paper's 192; default: they stay); of

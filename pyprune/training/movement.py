@@ -10,7 +10,7 @@ gradient (:func:`pyprune.training.straight_through`), and masks are found once a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from pyprune.errors import InputError
 from pyprune.training.pruning import Scope, State, WeightPruning
 from pyprune.training.schedules import Schedule
-from pyprune.training.scores import movement, soft_penalty, threshold_mask
+from pyprune.training.scores import movement, relative_size, soft_penalty, threshold_mask
+
+Start = Literal["zero", "size"]
 
 
 class MovementPruning(WeightPruning):
@@ -37,6 +39,10 @@ class MovementPruning(WeightPruning):
         Weights keep their values and only scores are learned: SMP (Jiang et al., ACL 2023).
     every : int
         Steps between masks.
+    start : {"zero", "size"}
+        Scores at the beginning: all alike, as published, so that what a mask keeps is decided by movement alone, which
+        takes thousands of steps to tell weights apart; or ``|w|`` by the root mean square of its matrix, for short
+        runs: the first masks are those of the largest weights, and movement of about ``1 / rate`` steps decides.
 
     Attributes
     ----------
@@ -59,6 +65,7 @@ class MovementPruning(WeightPruning):
         soft: float | None = None,
         frozen: bool = False,
         every: int = 1,
+        start: Start = "zero",
     ) -> None:
         super().__init__(schedule, names=names, scope=scope)
         if not rate > 0 or (soft is not None and not soft >= 0) or every < 1:
@@ -66,18 +73,21 @@ class MovementPruning(WeightPruning):
                 "movement needs a rate above 0, a penalty of at least 0 and masks every step or less often",
                 seen=f"rate {rate}, soft {soft}, every {every}",
             )
-        self.rate, self.soft, self.frozen, self.every = rate, soft, frozen, every
+        if start not in ("zero", "size"):
+            raise InputError(f"scores cannot start from {start!r}", hint='"zero" or "size"')
+        self.rate, self.soft, self.frozen, self.every, self.start = rate, soft, frozen, every, start
         self.scores: dict[str, nn.Parameter] = {}
         self.excluded = 0
 
     def settings(self) -> dict[str, Any]:
         """JSON-able; what a checkpoint has to agree with."""
-        more = {"rate": self.rate, "soft": self.soft, "frozen": self.frozen, "every": self.every}
-        return super().settings() | more
+        names = ("rate", "soft", "frozen", "every", "start")
+        return super().settings() | {name: getattr(self, name) for name in names}
 
     def _take_hold(self) -> None:
         self.dense = {name: value.detach().clone() for name, value in self.parameters.items()}
-        self.scores = {name: nn.Parameter(torch.zeros_like(value)) for name, value in self.dense.items()}
+        first = torch.zeros_like if self.start == "zero" else relative_size
+        self.scores = {name: nn.Parameter(first(value)) for name, value in self.dense.items()}
         self._gradients = {name: torch.zeros_like(value) for name, value in self.dense.items()}
         self._optimizer = torch.optim.Adam(self.scores.values(), lr=self.rate)
         self.excluded = 0

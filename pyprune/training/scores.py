@@ -22,6 +22,16 @@ def first_order(weight: Tensor, gradient: Tensor) -> Tensor:
     return (weight.detach() * gradient).abs()
 
 
+def relative_size(weight: Tensor) -> Tensor:
+    """``|w|`` by the root mean square of its matrix; of a matrix of zeros 0.
+
+    >>> relative_size(torch.tensor([[3.0, -4.0]])).square().mean().item()
+    1.0
+    """
+    size = weight.detach().abs()
+    return size / size.square().mean().sqrt().clamp_min(torch.finfo(size.dtype).tiny)
+
+
 def movement(weight: Tensor, gradient: Tensor) -> Tensor:
     """``∂L/∂S = ∂L/∂(W ∘ M) ∘ W``, of every entry.
 

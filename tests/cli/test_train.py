@@ -26,6 +26,7 @@ def test_trained_evaluated_and_saved(
 ) -> None:
     common = ("prune", model, "--method", "movement", "--train", data[1], "--teacher", teacher, "--sparsity", "0.7")
     common += ("--epochs", "1", "--batch-size", "8", "--evaluate", data[1], "--hidden", "1")
+    common += ("--start-scores", "size")
     outcome = run(*common, "--output", tmp_path / "pruned", "--json")
     assert outcome.status == 0, outcome.err
     report = outcome.json
@@ -42,6 +43,7 @@ def test_trained_evaluated_and_saved(
     assert not list(tmp_path.glob("*.training"))
     judged = run("evaluate", tmp_path / "pruned", "--data", data[1], "--json").json
     assert judged["correct"] == report["evaluation"]["pruned"]["correct"]
+    assert report["settings"]["pruner"]["start"] == "size"
     text = run(*common[:-2])
     assert "movement, 4 steps" in text.out
     assert "same answer as the dense model" in text.out
@@ -168,6 +170,8 @@ def test_level_by_level(run: Run, model: Path, data: tuple[Path, Path], tmp_path
             ("--method", "grain", "--train", "x", "--levels", "0.5"),
             "--levels is for --method randomized or first-order",
         ),
+        (("--method", "grain", "--train", "x", "--start-scores", "size"), "--start-scores is for movement, "),
+        (("--data", "x", "--start-scores", "size"), "--start-scores is for methods that train"),
         (("--data", "x", "--embedding-rank", "5"), "--embedding-rank is for methods that train"),
         (("--method", "randomized", "--train", "x", "--warm-up", "0.1"), "--warm-up is not for --method randomized"),
         (("--method", "movement", "--train", "x", "--candidates", "3"), "--candidates is for --method randomized"),

@@ -35,6 +35,7 @@ PRUNERS: dict[str, Callable[[], Pruner]] = {
     "movement": lambda: MovementPruning(Ramp(0.7, 0.0, 0.3), names=NAMES),
     "movement_global": lambda: MovementPruning(Ramp(0.7, 0.0, 0.3, initial=0.1), names=NAMES, scope="global", every=2),
     "soft": lambda: MovementPruning(Cubic(0.47, 2, 9), names=NAMES, soft=5.0, rate=0.1),
+    "from_sizes": lambda: MovementPruning(Ramp(0.7, 0.0, 0.3), names=NAMES, start="size", rate=0.3),
     "frozen": lambda: MovementPruning(Ramp(0.5), names=NAMES, frozen=True, rate=0.02),
 }
 
@@ -137,7 +138,28 @@ def test_movement_is_training_with_straight_through_gradients(soft: float | None
     assert 0.2 < pruner.sparsity() < 0.9
 
 
-@pytest.mark.parametrize("kind", ["magnitude", "movement", "movement_global"])
+def test_scores_from_sizes_begin_with_the_largest_weights_and_leave_them() -> None:
+    model, pruner = network(), PRUNERS["from_sizes"]()
+    sizes = {name: value.abs() for name, value in copy.deepcopy(model.state_dict()).items()}
+    optimizer, scheduler = optimizers(model)
+    pruner.begin(model, STEPS)
+    for name, score in pruner.scores.items():  # type: ignore[attr-defined]
+        assert torch.allclose(score, sizes[name] / sizes[name].square().mean().sqrt())
+    run(model, pruner, optimizer, scheduler, 0, STEPS)
+    kept = {name: top_mask(sizes[name], kept_count(sizes[name].numel(), 0.7)) for name in NAMES}
+    assert any(not torch.equal(mask, pruner.masks[name]) for name, mask in kept.items())  # type: ignore[attr-defined]
+    still = MovementPruning(Cubic(0.5, 0, 1), names=NAMES, start="size", rate=1e-9)
+    model = network()
+    still.begin(model, STEPS)
+    run(model, still, *optimizers(model), 0, STEPS)
+    for name in NAMES:
+        assert torch.equal(still.masks[name], top_mask(sizes[name], kept_count(sizes[name].numel(), 0.5)))
+    model[0].weight.data.zero_()
+    still.begin(model, STEPS)
+    assert not still.scores["0.weight"].any()
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "movement", "movement_global", "from_sizes"])
 def test_counts_are_those_of_the_schedule(kind: str) -> None:
     model, pruner = network(), PRUNERS[kind]()
     optimizer, scheduler = optimizers(model)
@@ -216,6 +238,8 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     model = network()
     with pytest.raises(InputError, match="rate above 0"):
         MovementPruning(Ramp(0.5), rate=0.0)
+    with pytest.raises(InputError, match="cannot start from 'random'"):
+        MovementPruning(Ramp(0.5), start="random")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="unknown scope"):
         MagnitudePruning(Ramp(0.5), scope="layer")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="parts of a run"):
