@@ -18,9 +18,8 @@ import os
 import time
 from typing import Any
 
-import squad
 from common import Report, arguments
-from structured_tasks import Answers, Classification, small
+from structured_tasks import LONGEST, Answers, Classification, small
 
 from pyprune.demo import model_folder, test_file, train_file
 from pyprune.methods.unit_request import UNIT_METHODS, UnitMethod
@@ -38,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default=str(train_file()), help="calibration text")
     parser.add_argument("--evaluate", default=str(test_file()), help="labelled rows")
     parser.add_argument("--rows", type=int, help="judge by so many labelled rows (default: all)")
-    parser.add_argument("--answers", action="store_true", help="questions in SQuAD's layout, by squad.py's model")
+    parser.add_argument("--answers", action="store_true", help="questions in SQuAD's layout, by fine_tune.py's model")
     parser.add_argument("--held-out", action="store_true", help="judge by rows of --data, 1,000 if --rows says nothing")
     parser.add_argument("--samples", type=int, default=2048, help="calibration rows (default: %(default)s)")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="runs of every case")
@@ -80,7 +79,7 @@ def main() -> None:
             method=method_of(method),
             target_flops=round(1 - removed, 4),
             samples=options.samples,
-            max_length=squad.LONGEST if options.answers else None,
+            max_length=LONGEST if options.answers else None,
             seed=seed,
         )
         found, units = result.report, result.units

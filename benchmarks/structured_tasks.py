@@ -6,18 +6,18 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import squad
 import torch
 from torch import Tensor, nn
 
 import pyprune
 from pyprune.errors import InputError
 from pyprune.structured import compact
-from pyprune.tasks import load_texts
+from pyprune.tasks import evaluate, load_texts
 from pyprune.tasks.loading import Examples, without_rows
 from pyprune.units import Units
 
 BATCH = 64
+LONGEST = 192  # tokens of question and passage, as the models here are trained
 
 
 class Classification:
@@ -84,19 +84,17 @@ class Answers:
 
         self.model = AutoModelForQuestionAnswering.from_pretrained(model, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        questions, judged = squad.read(train), squad.read(train if held_out else evaluate)
+        questions, judged = load_texts(train), load_texts(train if held_out else evaluate, purpose="evaluation")
+        chosen = list(range(len(judged)))
         if held_out or rows is not None:
-            count = min(rows or 1000, len(judged))
-            judged = [judged[row] for row in sorted(random.Random(1).sample(range(len(judged)), count))]
-        if held_out:
-            chosen = set(judged)
-            questions = [question for question in questions if question not in chosen]
-        self.calibration: Any = [(question.question, question.context) for question in questions]
-        self._judged, self._rows = judged, squad.encode(self.tokenizer, judged)
+            chosen = sorted(random.Random(1).sample(chosen, min(rows or 1000, len(judged))))
+        self.calibration: Any = without_rows(questions, chosen) if held_out else questions
+        self._judged = _rows(judged, chosen)
 
     def judge(self, model: nn.Module) -> dict[str, Any]:
         """F1 and exact match."""
-        return {**squad.score(model, self.tokenizer, self._judged, self._rows), "total": len(self._judged)}
+        found = evaluate(model, self._judged, tokenizer=self.tokenizer, batch_size=BATCH, max_length=LONGEST)
+        return {"f1": found.value, "exact": found.accuracy, "total": found.total}
 
 
 def small(model: nn.Module, units: Units) -> nn.Module:

@@ -29,6 +29,7 @@ HEADS = {
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForCausalLM": "AutoModelForCausalLM",
 }
+_JUDGED = ("ForCausalLM", "ForQuestionAnswering")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
@@ -97,9 +98,9 @@ def _typed(model: Any, stored_type: bool) -> Any:
 
 
 def head_of(name: str) -> str:
-    """The head to judge a checkpoint with: that of a causal language model if it has one, else a classifier's."""
+    """The head to judge a checkpoint with: that of a language model or for answers, if it has one; else of classes."""
     architecture = str((_read_config(name).get("architectures") or [""])[0])
-    return "ForCausalLM" if architecture.endswith("ForCausalLM") else "ForSequenceClassification"
+    return next((head for head in _JUDGED if architecture.endswith(head)), "ForSequenceClassification")
 
 
 def widened(name: str) -> str | None:

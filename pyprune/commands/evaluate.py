@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pyprune evaluate``: a classifier on labelled data, or a language model on text."""
+"""``pyprune evaluate``: a classifier on labelled data, answers to questions, or a language model on text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ examples:
   pyprune evaluate pruned --data reviews.csv --text body --label stars
   pyprune evaluate pruned --data dev.tsv --against MODEL
       the dense model beside the pruned one, on the same rows
+  pyprune evaluate pruned-reader --data dev.json --max-length 384
+      F1 and exact matches of answers, in SQuAD's layout; passages are read in windows that overlap
   pyprune evaluate pruned-llama --data wiki.txt --max-length 2048
       perplexity of a causal language model; --stride 512 gives every token at least 1536 before it
   pyprune evaluate textattack/bert-base-uncased-SST-2 --task sst2 --json
@@ -32,8 +34,9 @@ def add(commands: Any) -> None:
 
     parser = commands.add_parser(
         "evaluate",
-        help="accuracy of a classifier, or perplexity of a language model",
-        description="Evaluate a sequence classifier on labelled data, or a causal language model on text.",
+        help="accuracy of a classifier or of answers, or perplexity of a language model",
+        description="Evaluate a sequence classifier on labelled data, a model for question answering on questions with "
+        "passages and answers, or a causal language model on text.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -49,7 +52,7 @@ def add(commands: Any) -> None:
     data.add_argument("--seed", type=common.seed, default=0, metavar="N", help="of that draw (default 0)")
     how = parser.add_argument_group("evaluation")
     how.add_argument("--against", metavar="MODEL", help="evaluate this model too, on the same rows (the dense one)")
-    how.add_argument("--metric", choices=METRICS, help="default: the task's own, else accuracy")
+    how.add_argument("--metric", choices=METRICS, help="default: the task's own, else accuracy; of answers f1")
     how.add_argument("--batch-size", type=common.positive, default=64, metavar="N", help="default 64")
     how.add_argument(
         "--max-length",
@@ -164,7 +167,8 @@ def _text(names: list[str], results: list[Any]) -> str:
             (entry["name"], str(entry["total"]), str(entry["correct"]), str(entry["predicted"]))
             for entry in result.classes
         ]
-        lines += [common.table(rows, ("class", "rows", "right", "predicted"), right=(1, 2, 3)), ""]
+        if rows:
+            lines += [common.table(rows, ("class", "rows", "right", "predicted"), right=(1, 2, 3)), ""]
     result = results[0]
     if len(results) == 2:
         difference = compare(results[1], results[0])

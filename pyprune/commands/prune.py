@@ -167,7 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
     if streaming.streamed(arguments):
         return _run_streaming(arguments, examples)
     judged = head_of(arguments.model)
-    held_out = _held_out(arguments, task, columns, labelled=judged != "ForCausalLM")
+    held_out = _held_out(arguments, task, columns, judged)
     head = judged if held_out is not None else None
     model = open_model(arguments.model, head=head, families=models.families())
     tokenizer = open_tokenizer(arguments.model)
@@ -305,12 +305,12 @@ def _check_output(output: Path, model: str) -> None:
     common.writable_parent(target)
 
 
-def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any], *, labelled: bool) -> Any:
+def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any], head: str) -> Any:
     """Examples to evaluate on, or None."""
     from pyprune import tasks
 
     source = arguments.evaluate
-    if source is None and task is not None and task.labels and not arguments.no_evaluate:
+    if source is None and task is not None and task.judges(head) and not arguments.no_evaluate:
         # a task has an evaluation split of its own, on the hub or in a folder with files named by split
         if arguments.data is None:
             source = arguments.task
@@ -319,7 +319,7 @@ def _held_out(arguments: argparse.Namespace, task: Any, columns: dict[str, Any],
     if source is None:
         return None
     examples = tasks.load_texts(source, task=task, purpose="evaluation", **columns)
-    if labelled and examples.labels is None:
+    if head == "ForSequenceClassification" and examples.labels is None:
         raise InputError(
             f"{examples.source} has no labels, and evaluation needs them",
             hint="a file with a label column (--label COLUMN if it has another name), or leave --evaluate out",

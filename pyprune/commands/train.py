@@ -12,6 +12,7 @@ from typing import Any
 from pyprune.commands import common, units
 from pyprune.commands.evaluate import evaluation_entry, judge
 from pyprune.commands.summary import DENOMINATORS, cost_rows
+from pyprune.errors import InputError
 
 EXAMPLES = """\
   pyprune prune MODEL --method movement --train train.tsv --teacher TEACHER --sparsity 0.9 --output pruned
@@ -26,6 +27,7 @@ EXAMPLES = """\
       at 54, 83 and 90 % eight masks are drawn at random, each is trained for an epoch, and the best on held-out rows
       for ten; --resume goes on with what is finished in OUTPUT.training
 """
+TRAINED = ("ForSequenceClassification", "ForQuestionAnswering")
 SCORED = ("movement", "soft-movement", "smp")
 # By the name of the option: what goes into the training's settings, the losses, the schedule.
 _SETTINGS = ("epochs", "rate", "accumulate", "precision")
@@ -40,7 +42,9 @@ _LEVELS = ("levels",)
 def add(parser: argparse.ArgumentParser) -> None:
     """Enter the options into the parser of ``prune``."""
     group = parser.add_argument_group(f"methods that train ({', '.join(_methods())})")
-    group.add_argument("--train", metavar="FILE", help="labelled rows to train on (default: those of --task)")
+    group.add_argument(
+        "--train", metavar="FILE", help="labelled rows, or questions with answers, to learn (default: those of --task)"
+    )
     group.add_argument("--teacher", metavar="DIR", help="a model fine-tuned for the same labels (default: no teacher)")
     group.add_argument(
         "--held-out",
@@ -202,7 +206,7 @@ def check_usage(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]) -> int:
     """Check everything that can be checked early, train, evaluate, save, print."""
     from pyprune import models, tasks
-    from pyprune.commands.checkpoints import open_model, open_tokenizer
+    from pyprune.commands.checkpoints import head_of, open_model, open_tokenizer
     from pyprune.methods.trained import train_prune
     from pyprune.progress import for_terminal
 
@@ -211,15 +215,18 @@ def run(arguments: argparse.Namespace, check_output: Callable[[Path, str], None]
     if arguments.output is not None:
         check_output(arguments.output, arguments.model)
     source = arguments.train if arguments.train is not None else arguments.task
+    head = head_of(arguments.model)
+    if head not in TRAINED:
+        raise InputError(f"{arguments.model}: methods that train prune classifiers and models that find answers")
     limit = {"limit": arguments.samples, "seed": arguments.seed}
     rows = tasks.load_texts(source, split=arguments.split, **columns, **limit)
     judged = None
     if arguments.evaluate is not None:
         judged = tasks.load_texts(arguments.evaluate, purpose="evaluation", **columns)
-    elif arguments.train is None and task is not None and task.labels and not arguments.no_evaluate:
+    elif arguments.train is None and task is not None and task.judges(head) and not arguments.no_evaluate:
         judged = tasks.load_texts(source, purpose="evaluation", **columns)
     held_out = _held_out(arguments.held_out, columns)
-    options: dict[str, Any] = {"head": "ForSequenceClassification", "families": models.families()}
+    options: dict[str, Any] = {"head": head, "families": models.families()}
     model, tokenizer = open_model(arguments.model, **options), open_tokenizer(arguments.model)
     teacher = None if arguments.teacher is None else open_model(arguments.teacher, **options)
     folder = None if arguments.output is None else _folder(arguments.output)
@@ -315,6 +322,9 @@ def trained_text(report: dict[str, Any], saved: str | None) -> str:
     levels = training.get("levels")
     what = f"{len(levels)} levels" if levels else f"{training['steps']} steps"
     rows: list[tuple[str, str]] = [("method", f"{report['method']}, {what}")]
+    if report["data"].get("left_out"):
+        given, left_out = report["data"]["rows"], report["data"]["left_out"]
+        rows.append(("rows", f"{given:,}; {left_out:,} left out, as nobody says where in the passage their answer is"))
     if training.get("resumed"):
         rows.append(("", f"{training['resumed']} of them before it was resumed"))
     for index, (name, value) in enumerate(report["sparsity"].items()):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
+from pyprune.tasks.columns import LABELS
 from pyprune.tasks.labels import gold_classes
-from pyprune.tasks.loading import LABELS, Examples
+from pyprune.tasks.loading import Examples
 
 # Of ready batches: classes or numbers; starts and ends of answers.
 BATCHED = (("labels",), ("start_positions", "end_positions"))

@@ -218,7 +218,7 @@ def _batches(rows: Rows) -> list[dict[str, Any]]:
     """The first rows, without labels, for reconstruction errors."""
     count = min(len(rows), _SCREENED)
     parts = [torch.arange(start, min(start + 32, count)) for start in range(0, count, 32)]
-    return [{name: value for name, value in rows.batch(some).items() if name != "labels"} for some in parts]
+    return [rows.inputs(some) for some in parts]
 
 
 def _taken(work: nn.Module, done: Randomized) -> nn.Module:

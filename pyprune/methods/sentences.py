@@ -116,7 +116,7 @@ def _from_dataset(data: Any, take: Take, text: str | None, text_pair: str | None
 
 
 def _columns(columns: Sequence[str], text: str | None, text_pair: str | None) -> tuple[str, str | None]:
-    from pyprune.tasks.loading import PAIRS, TEXTS
+    from pyprune.tasks.columns import PAIRS, TEXTS
 
     for name in (text, text_pair):
         if name is not None and name not in columns:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +16,16 @@ from pyprune.errors import InputError
 from pyprune.methods import accounting
 from pyprune.methods.report import Clock, circumstances
 from pyprune.models import Adapter
-from pyprune.tasks.evaluate import classes_of, longest_input
+from pyprune.tasks import answers
+from pyprune.tasks.evaluate import accepted_inputs, answers_questions, classes_of, longest_input
 from pyprune.tasks.labels import gold_classes
 from pyprune.tasks.loading import Examples
+from pyprune.training.distillation import predictions
 from pyprune.training.loop import Training
 from pyprune.training.rows import Rows
 
-LONGEST = 128  # tokens of a row, unless more are asked for
+LONGEST = 128  # tokens of a row, unless more are asked for; of a question with its passage see `answers`
+PLACES = ("start_positions", "end_positions")
 _BATCH = 64
 _SPLIT_SEED = 7_368_787
 
@@ -42,6 +44,9 @@ def check_teacher(model: Any, teacher: Any) -> None:
     """Raise where a teacher does not fit the model."""
     if teacher is None:
         return
+    if answers_questions(model) != answers_questions(teacher):
+        seen = f"a {type(model).__name__} and a {type(teacher).__name__}"
+        raise InputError("the teacher does not fit the model", seen=seen)
     for name in ("vocab_size", "num_labels"):
         ours, theirs = (getattr(m.config, name, None) for m in (model, teacher))
         if ours != theirs:
@@ -53,7 +58,7 @@ def check_teacher(model: Any, teacher: Any) -> None:
 
 
 def rows_of(data: Any, model: Any, tokenizer: Any, max_length: int | None) -> tuple[Rows, dict[str, Any]]:
-    """Token ids and classes of labelled text, and what a report says of it; rows as they are."""
+    """Token ids of text with classes or answers, and what a report says of it; rows as they are."""
     if isinstance(data, Rows):
         return data, {}
     if not isinstance(data, Examples):
@@ -62,16 +67,44 @@ def rows_of(data: Any, model: Any, tokenizer: Any, max_length: int | None) -> tu
         )
     if tokenizer is None:
         raise InputError("text needs a tokenizer", hint="tokenizer=AutoTokenizer.from_pretrained(path)")
-    labels = gold_classes(data, model.config, classes_of(model))
+    longest = answers.LONGEST if answers_questions(model) else LONGEST
     limit = longest_input(model, tokenizer, None)
-    length = min(limit, LONGEST) if max_length is None else longest_input(model, tokenizer, max_length)
+    length = min(limit, longest) if max_length is None else longest_input(model, tokenizer, max_length)
+    told = {"source": data.source, "source_sha256": data.sha256, "max_length": length}
+    if answers_questions(model):
+        rows = _question_rows(data, model, tokenizer, length)
+        return rows, told | {"left_out": len(data) - len(rows)}
+    labels = gold_classes(data, model.config, classes_of(model))
     pairs = None if data.pairs is None else list(data.pairs)
     output = tokenizer(list(data.texts), pairs, truncation=True, max_length=length, padding=False)
-    accepted = set(inspect.signature(model.forward).parameters)  # DistilBERT takes no token_type_ids
+    accepted = accepted_inputs(model)
     names = [name for name in output if name in accepted]
     encoded = [{name: output[name][row] for name in names} for row in range(len(data))]
-    told = {"source": data.source, "source_sha256": data.sha256, "max_length": length}
     return Rows(encoded, labels, {"input_ids": int(tokenizer.pad_token_id)}), told
+
+
+def _question_rows(data: Examples, model: Any, tokenizer: Any, length: int) -> Rows:
+    """Of each question whose answer has a known place the window with most of the passage around it."""
+    data, accepted = answers.answered(data), accepted_inputs(model)
+    assert data.answers is not None
+    best: dict[int, tuple[int, answers.Window, tuple[int, int]]] = {}
+    for window in answers.windows(tokenizer, data, length):
+        spot = answers.target(window, data.answers[window.row])
+        if spot is None:
+            continue
+        inside = [at for at, span in enumerate(window.spans) if span is not None]
+        around = min(spot[0] - inside[0], inside[-1] - spot[1])
+        if window.row not in best or around > best[window.row][0]:
+            best[window.row] = (around, window, spot)
+    if not best:
+        raise InputError(
+            f"{data.source}: no answer has a place in its passage that is known",
+            hint='"answer_start" of each answer: at which letter of the passage it begins',
+        )
+    found = [best[row] for row in sorted(best)]
+    encoded = [{name: ids for name, ids in window.inputs.items() if name in accepted} for _, window, _ in found]
+    places = {name: [spot[side] for _, _, spot in found] for side, name in enumerate(PLACES)}
+    return Rows(encoded, places, {"input_ids": int(tokenizer.pad_token_id)})
 
 
 def held_out_rows(
@@ -89,13 +122,16 @@ def held_out_rows(
         taken = set(random.Random(_SPLIT_SEED + seed).sample(range(len(rows)), count))
         found, told = rows.part(sorted(taken)), {"part": float(held_out)}
         rows = rows.part([row for row in range(len(rows)) if row not in taken])
-    if found.labels is None:
-        raise InputError("rows that are held out need labels")
+    if not found.targets:
+        raise InputError("rows that are held out need labels, or places of answers")
     return rows, found, told | {"rows": len(found), "sha256": found.sha256}
 
 
 def accuracy(rows: Rows) -> Callable[[nn.Module], float]:
-    """How much of these rows a model has right; with one output its squared distance, negative."""
+    """How much of these rows a model has right; with one output its squared distance, negative.
+
+    An answer is right if both its tokens are.
+    """
     order = torch.argsort(torch.tensor(rows.lengths), stable=True)
 
     @torch.no_grad()
@@ -103,9 +139,15 @@ def accuracy(rows: Rows) -> Callable[[nn.Module], float]:
         device = next(model.parameters()).device
         total = 0.0
         for numbers in torch.split(order, _BATCH):
-            batch = {name: value.to(device) for name, value in rows.batch(numbers).items()}
-            labels = batch.pop("labels")
-            logits = model(**batch).logits
+            output = model(**{name: value.to(device) for name, value in rows.inputs(numbers).items()})
+            gold = {name: values[numbers].to(device) for name, values in rows.targets.items()}
+            if "labels" not in gold:
+                starts, ends = (gold[name] for name in PLACES)
+                places = predictions(output, rows.inputs(numbers)["attention_mask"].to(device))
+                found = [logits.argmax(dim=1) for logits in places]
+                total += int(((found[0] == starts) & (found[1] == ends)).sum())
+                continue
+            labels, logits = gold["labels"], output.logits
             if logits.shape[-1] == 1:
                 total -= float((logits[:, 0].float() - labels.float()).square().sum())
             else:

@@ -67,7 +67,7 @@ def train_prune(
     checkpoint_every: int | None = None,
     progress: Progress | None = None,
 ) -> PruneResult:
-    """Prune a classifier while it is fine-tuned.
+    """Prune a classifier, or a model that finds answers in passages, while it is fine-tuned.
 
     Rows are shuffled and dropout is drawn by seeds of their own, so that the same seed, machine and thread count give
     the same bits, also if the run was stopped and went on from a checkpoint. No global random state is touched.
@@ -75,10 +75,10 @@ def train_prune(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A sequence classifier of a family that :func:`pyprune.prune` knows; pre-trained or fine-tuned. Not changed
-        unless ``inplace``.
+        For sequence classification or question answering, of a family that :func:`pyprune.prune` knows; pre-trained or
+        fine-tuned. Not changed unless ``inplace``.
     data : Examples or Rows
-        Labelled text (:func:`pyprune.tasks.load_texts`), or token ids.
+        Labelled text, or questions with passages and answers (:func:`pyprune.tasks.load_texts`); or token ids.
     tokenizer : optional
         Of transformers; needed for text.
     method : str
@@ -92,7 +92,7 @@ def train_prune(
     training : Training or mapping, optional
         Settings, or those that are to differ from the method's.
     max_length : int, optional
-        Tokens of a row at most; default 128.
+        Tokens of a row at most; default 128, of a question with its passage 384.
     hard, soft, hidden, attention : float, optional
         Weights of the losses (:class:`pyprune.training.PruningLoss`). Default: the method's; of labels alone 1.
     logits : LogitsLoss, optional
@@ -265,6 +265,8 @@ def _contrast(
 ) -> Contrast:
     options = {**usual, **({} if isinstance(given, bool) else given)}
     options = {"seed": settings.seed, "keep": max(int(settings.epochs), 1), **options}
+    if rows.labels is None and (isinstance(given, bool) or "supervised" not in given):
+        options["supervised"] = 0.0  # as published for answers: there are no classes that rows share
     if teacher is None:
         options.setdefault("terms", ("pretrained", "snapshots"))
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a classifier over labelled examples and count."""
+"""Run a classifier over labelled examples and count; models for answers go on to :mod:`pyprune.tasks.answers`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ class Evaluation:
     predictions : tuple of int
         Predicted class of every example, in the order of the data (not in ``to_dict``).
     gold : tuple of int
+    right : tuple of bool
+        Which predictions are right.
     """
 
     metric: str
@@ -67,8 +69,13 @@ class Evaluation:
     sha256: str
     max_length: int
     cut: int
-    predictions: tuple[int, ...] = field(repr=False)
-    gold: tuple[int, ...] = field(repr=False)
+    predictions: tuple[Any, ...] = field(repr=False)
+    gold: tuple[Any, ...] = field(repr=False)
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        """Which predictions are right."""
+        return tuple(guess == truth for guess, truth in zip(self.predictions, self.gold, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able record, without the predictions."""
@@ -95,33 +102,50 @@ def evaluate(
     metric: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate a sequence classifier.
+    """Evaluate a sequence classifier, or a model that answers questions about passages.
 
     Batches are formed by length (little padding, so much less work); the outcome does not depend on the batch size
     beyond the last bits of the logits, and the order of the data is restored. The model's training flag is put back.
 
     Parameters
     ----------
-    model : transformers model for sequence classification
+    model : transformers model for sequence classification or question answering
         Used on the device and in the precision it is in.
     examples : Examples
-        With labels.
+        With labels; of questions, with passages and answers.
     tokenizer : transformers tokenizer
     batch_size : int
     max_length : int, optional
-        Tokens kept of each row; by default what the model can take.
+        Tokens kept of each row; by default what the model can take. Of passages: tokens of a window (default 384).
     metric : {"accuracy", "matthews", "f1"}, optional
-        By default that of the examples' task, else accuracy.
+        By default that of the examples' task, else accuracy; of answers F1.
     progress : optional
         Receives ``start(total, text)``, ``advance(text)``, ``finish()``.
+
+    Returns
+    -------
+    Evaluation
+        Of answers a :class:`pyprune.tasks.answers.AnswerEvaluation`.
 
     Raises
     ------
     InputError
-        No labels, labels the model does not have, or a model that is not a classifier.
+        No labels, labels the model does not have, or a model of another kind.
     NumericsError
         The model's outputs are not finite.
     """
+    if answers_questions(model):
+        from pyprune.tasks.answers import evaluate_answers
+
+        return evaluate_answers(
+            model,
+            examples,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            metric=metric,
+            progress=progress,
+        )
     classes = classes_of(model)
     if batch_size < 1:
         raise InputError("batch_size has to be at least 1", seen=str(batch_size))
@@ -168,15 +192,20 @@ def evaluate(
     )
 
 
+def answers_questions(model: Any) -> bool:
+    """Whether a model finds answers in passages."""
+    return type(model).__name__.endswith("ForQuestionAnswering")
+
+
 def classes_of(model: Any) -> int:
     """Number of classes of a single-label sequence classifier; an :class:`InputError` for any other model."""
     config = model.config
     name = type(model).__name__
     if not name.endswith("ForSequenceClassification"):
         raise InputError(
-            "only sequence classifiers can be evaluated",
+            "only sequence classifiers and models that answer questions can be evaluated",
             seen=f"a {name}",
-            hint="a model saved from AutoModelForSequenceClassification",
+            hint="a model saved from AutoModelForSequenceClassification or AutoModelForQuestionAnswering",
         )
     if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
         raise InputError(
@@ -203,6 +232,11 @@ def longest_input(model: Any, tokenizer: Any, asked: int | None) -> int:
     return asked
 
 
+def accepted_inputs(model: Any) -> set[str]:
+    """Names of what a model takes: DistilBERT takes no token_type_ids, and some tokenizers give them all the same."""
+    return set(inspect.signature(model.forward).parameters)
+
+
 def _encode(tokenizer: Any, examples: Examples, length: int) -> tuple[list[dict[str, list[int]]], int]:
     if tokenizer.pad_token is None:
         raise InputError("the tokenizer has no padding token", hint="tokenizer.pad_token = ...")
@@ -220,8 +254,7 @@ def _predict(
     order = sorted(range(len(encoded)), key=lambda row: (-len(encoded[row]["input_ids"]), row))
     predicted = [0] * len(encoded)
     device = next(model.parameters()).device
-    # DistilBERT takes no token_type_ids, and some tokenizers give them all the same
-    accepted = set(inspect.signature(model.forward).parameters)
+    accepted = accepted_inputs(model)
     was_training = model.training
     model.eval()
     if progress is not None:

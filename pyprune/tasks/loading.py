@@ -13,21 +13,10 @@ from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.tasks import hub
+from pyprune.tasks.columns import Answer, answers_column, choose_columns, read_label, text_column
 from pyprune.tasks.readers import READERS, Table, read_table
 from pyprune.tasks.registry import TASKS, Task
 
-PAIRS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("question", "context"),
-    ("question", "passage"),
-    ("text1", "text2"),
-    ("text_a", "text_b"),
-)
-TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "tweet", "headline", "title")
-LABELS = ("label", "labels", "gold_label", "class", "category", "target", "sentiment")
 # what people call the file of a split
 _SPLIT_FILES = {
     "train": ("train",),
@@ -58,6 +47,9 @@ class Examples:
     label_names : tuple of str
         Names of class 0, 1, ... where the source states them, else ().
     task : Task, optional
+    answers : tuple of tuple of (int, str), optional
+        To a question of ``texts`` about a passage of ``pairs``: the letter of the passage at which each begins, or -1
+        where that is not known, and its text. None: the source has no answers.
     notes : tuple of str
         What a person should know about the reading, in plain words.
     """
@@ -71,6 +63,7 @@ class Examples:
     unit: str = "line"
     label_names: tuple[str, ...] = ()
     task: Task | None = None
+    answers: tuple[tuple[Answer, ...], ...] | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -131,12 +124,12 @@ def load_texts(
     table, source, names, task, from_hub = _locate(str(path_or_name), task, split, purpose)
     if from_hub and task is not None:
         text, text_pair, label = text or task.text, text_pair or task.text_pair or None, label or task.label or None
-    text, text_pair, label = _choose_columns(table, source, text, text_pair, label)
+    text, text_pair, label = choose_columns(table, source, text, text_pair, label)
 
-    texts = _text_column(table, source, text)
-    pairs = _text_column(table, source, text_pair) if text_pair else None
-    labels = [_read_label(cell) for cell in table.columns[label]] if label else None
-    notes: list[str] = []
+    texts = text_column(table, source, text)
+    pairs = text_column(table, source, text_pair) if text_pair else None
+    labels = [read_label(cell) for cell in table.columns[label]] if label else None
+    answers, notes = answers_column(table, source, pairs)
 
     keep = [row for row, value in enumerate(texts) if value.strip()]
     if not keep:
@@ -160,12 +153,14 @@ def load_texts(
     if picked_labels is not None and all(value is None for value in picked_labels):
         picked_labels = None
         notes.append(f"{source}: column {label!r} holds no labels")
+    picked_answers = tuple(answers[row] for row in keep) if answers is not None else None
     return Examples(
         texts=picked_texts,
         pairs=picked_pairs,
         labels=picked_labels,
+        answers=picked_answers,
         source=source,
-        sha256=_digest(picked_texts, picked_pairs, picked_labels),
+        sha256=_digest(picked_texts, picked_pairs, picked_labels, picked_answers),
         lines=tuple(table.lines[row] for row in keep),
         unit=table.unit,
         label_names=names.get(label or "", ()) or (task.labels if task is not None else ()),
@@ -195,15 +190,9 @@ def without_rows(examples: Examples, rows: Sequence[int]) -> Examples:
     def pick(column: Sequence[Any] | None) -> Any:
         return tuple(column[row] for row in keep) if column else column
 
-    texts, pairs, labels = pick(examples.texts), pick(examples.pairs), pick(examples.labels)
-    return replace(
-        examples,
-        texts=texts,
-        pairs=pairs,
-        labels=labels,
-        lines=pick(examples.lines),
-        sha256=_digest(texts, pairs, labels),
-    )
+    names = ("texts", "pairs", "labels", "answers")
+    left: dict[str, Any] = {name: pick(getattr(examples, name)) for name in names}
+    return replace(examples, **left, lines=pick(examples.lines), sha256=_digest(*left.values()))
 
 
 def _plain(examples: Examples, row: int) -> tuple[str, ...]:
@@ -266,81 +255,16 @@ def _split_file(folder: Path, split: str | None, purpose: str) -> Path:
     )
 
 
-def _choose_columns(
-    table: Table, source: str, text: str | None, text_pair: str | None, label: str | None
-) -> tuple[str, str | None, str | None]:
-    by_lower = {name.lower(): name for name in table.columns}
-    have = ", ".join(table.columns)
-    for flag, name in (("--text", text), ("--text-pair", text_pair), ("--label", label)):
-        if name is not None and name not in table.columns:
-            raise InputError(
-                f"{source} has no column {name!r}",
-                asked=f"{flag} {name}",
-                seen=f"columns: {have}",
-                hint=f"{flag} COLUMN",
-            )
-    if label is None:
-        label = next((by_lower[name] for name in LABELS if name in by_lower and by_lower[name] != text), None)
-    if text is not None:
-        return text, text_pair, label
-    for first, second in PAIRS:
-        if first in by_lower and second in by_lower and text_pair in (None, by_lower[second]):
-            return by_lower[first], by_lower[second], label
-    for name in TEXTS:
-        if name in by_lower and by_lower[name] != text_pair:
-            return by_lower[name], text_pair, label
-    rest = [name for name in table.columns if name not in (label, text_pair)]
-    if len(rest) == 1 and len(table.columns) > 1:
-        return rest[0], text_pair, label
-    raise InputError(
-        f"{source}: which column holds the text?",
-        seen=f"columns: {have}",
-        hint=_column_hint(source, have),
-    )
-
-
-def _column_hint(source: str, have: str) -> str:
-    suffix = Path(source).suffix.lower()
-    if suffix == ".csv" and ("\t" in have or ";" in have):
-        return "the fields of a .csv are separated by commas; with tabs name it .tsv, with semicolons convert it"
-    if suffix in (".tsv", ".csv"):
-        return "--text COLUMN (the first line has to name the columns; one bare text a line is .txt)"
-    return "--text COLUMN, for pairs also --text-pair COLUMN"
-
-
-def _text_column(table: Table, source: str, name: str) -> list[str]:
-    column = table.columns[name]
-    for number, cell in zip(table.lines, column, strict=True):
-        if not isinstance(cell, str):
-            what = "nothing" if cell is None else f"{type(cell).__name__} {str(cell)[:40]}"
-            raise InputError(
-                f"{source}, {table.unit} {number}: column {name!r} holds no text",
-                seen=what,
-                hint=f"columns: {', '.join(table.columns)}; choose with --text COLUMN",
-            )
-    return column
-
-
-def _read_label(cell: Any) -> int | str | None:
-    """Class number or name; None for a missing one (empty, null, NaN, and -1 as hub data sets mark it)."""
-    if cell is None or cell != cell:
-        return None
-    if isinstance(cell, str):
-        cell = cell.strip()
-        try:
-            cell = int(cell)
-        except ValueError:
-            return cell or None
-    if isinstance(cell, float) and cell.is_integer():
-        cell = int(cell)
-    if isinstance(cell, int):
-        return None if cell == -1 else int(cell)
-    return str(cell)
-
-
-def _digest(texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[int | str | None] | None) -> str:
+def _digest(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    labels: Sequence[int | str | None] | None,
+    answers: Sequence[Sequence[Answer]] | None,
+) -> str:
     digest = hashlib.sha256()
     for row, value in enumerate(texts):
-        record = [value, pairs[row] if pairs is not None else None, labels[row] if labels is not None else None]
+        record: list[Any] = [value, *(None if column is None else column[row] for column in (pairs, labels))]
+        if answers is not None:
+            record.append(answers[row])
         digest.update(json.dumps(record, ensure_ascii=True).encode("ascii") + b"\n")
     return digest.hexdigest()

@@ -85,28 +85,29 @@ def sign_test(first_only: int, second_only: int) -> float:
 
 
 class Judged(Protocol):
-    """Predictions and truth of the same examples in the same order (an ``Evaluation``)."""
+    """Predictions for the same examples in the same order, and which are right (an ``Evaluation``)."""
 
     @property
-    def gold(self) -> tuple[int, ...]: ...
+    def right(self) -> tuple[bool, ...]: ...
 
     @property
-    def predictions(self) -> tuple[int, ...]: ...
+    def predictions(self) -> tuple[Any, ...]: ...
 
 
 def compare(first: Judged, second: Judged) -> dict[str, Any]:
-    """Two classifiers on the same examples: how often they agree, and which is right where they do not.
+    """Two models on the same examples: how often they agree, and which is right where they do not.
 
     Returns
     -------
     dict
         ``same_answer`` (share), ``only_first_right``, ``only_second_right`` (counts), ``sign_test_p``.
     """
-    rows = list(zip(first.gold, first.predictions, second.predictions, strict=True))
-    first_only = sum(a == gold != b for gold, a, b in rows)
-    second_only = sum(b == gold != a for gold, a, b in rows)
+    rows = list(zip(first.right, second.right, strict=True))
+    first_only = sum(one and not other for one, other in rows)
+    second_only = sum(other and not one for one, other in rows)
+    same = sum(one == other for one, other in zip(first.predictions, second.predictions, strict=True))
     return {
-        "same_answer": sum(a == b for _, a, b in rows) / len(rows),
+        "same_answer": same / len(rows),
         "only_first_right": first_only,
         "only_second_right": second_only,
         "sign_test_p": sign_test(first_only, second_only),

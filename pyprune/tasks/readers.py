@@ -211,10 +211,11 @@ def _read_json(path: Path) -> Table:
     return _from_records(path, document, range(1, len(document) + 1), "row")
 
 
-def _squad_rows(path: Path, articles: list[Any]) -> list[dict[str, str]]:
+def _squad_rows(path: Path, articles: list[Any]) -> list[dict[str, Any]]:
     try:
         return [
             {"question": question["question"], "context": paragraph["context"]}
+            | ({"answers": question["answers"]} if "answers" in question else {})
             for article in articles
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]

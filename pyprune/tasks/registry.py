@@ -25,7 +25,7 @@ class Task:
     train, evaluation : str
         Split to calibrate on, and split to evaluate on (the labelled one: GLUE's test split has no labels).
     labels : tuple of str
-        Meaning of label 0, 1, ... in the data; () where the task has no class labels.
+        Meaning of label 0, 1, ... in the data; () where answers are looked for instead.
     metric : str
         ``"accuracy"``, ``"matthews"`` or ``"f1"``: what the task is usually reported in.
     skip_unlabelled : bool
@@ -43,6 +43,10 @@ class Task:
     labels: tuple[str, ...] = ("negative", "positive")
     metric: str = "accuracy"
     skip_unlabelled: bool = False
+
+    def judges(self, head: str) -> bool:
+        """Whether a model with this head (``"ForSequenceClassification"`` ...) can be judged by it."""
+        return (head == "ForQuestionAnswering") != bool(self.labels)
 
 
 _NLI = ("entailment", "neutral", "contradiction")
@@ -69,7 +73,9 @@ TASKS: dict[str, Task] = {
         Task("imdb", "stanfordnlp/imdb", labels=("neg", "pos")),
         Task("yelp_polarity", "fancyzhx/yelp_polarity", labels=("1", "2")),
         Task("rotten_tomatoes", "cornell-movie-review-data/rotten_tomatoes", labels=("neg", "pos")),
-        Task("squad", "rajpurkar/squad", "", "question", "context", "", evaluation="validation", labels=()),
+        Task(
+            "squad", "rajpurkar/squad", "", "question", "context", "", evaluation="validation", labels=(), metric="f1"
+        ),
     )
 }
 

@@ -144,9 +144,7 @@ class Contrast:
         model.eval()
         try:
             for numbers in torch.split(torch.arange(len(self._rows)), _BATCH):
-                batch = {
-                    name: value.to(device) for name, value in self._rows.batch(numbers).items() if name != "labels"
-                }
+                batch = {name: value.to(device) for name, value in self._rows.inputs(numbers).items()}
                 hidden = model.base_model(**batch).last_hidden_state
                 bank.put(numbers, represented(model, hidden))
         finally:

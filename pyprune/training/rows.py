@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,20 +17,22 @@ _SEED = 1_000_003
 
 
 class Rows:
-    """Rows of token ids with their labels.
+    """Rows of token ids with what is to be learned of them.
 
     Parameters
     ----------
     encoded : sequence of mappings
         ``input_ids`` and what else the model takes for each token, lists of equal length in a row.
-    labels : sequence of int or float, optional
-        One a row.
+    labels : sequence of int or float, or mapping of str to such, optional
+        One a row; or several, by the names that the model has for them, such as ``start_positions`` and
+        ``end_positions``.
     padding : mapping of str to int
         What each is filled up with; 0 where it does not say.
 
     Attributes
     ----------
-    labels : Tensor or None, shape (rows,)
+    targets : dict of str to Tensor, shape (rows,)
+        ``"labels"``, or what they were called.
 
     Examples
     --------
@@ -45,20 +46,28 @@ class Rows:
     def __init__(
         self,
         encoded: Sequence[Mapping[str, Sequence[int]]],
-        labels: Sequence[int | float] | None = None,
+        labels: Sequence[int | float] | Mapping[str, Sequence[int | float]] | None = None,
         padding: Mapping[str, int] | None = None,
     ) -> None:
         if not encoded:
             raise InputError("there are no rows to train on")
-        if labels is not None and len(labels) != len(encoded):
-            raise InputError("every row has one label", seen=f"{len(encoded)} rows, {len(labels)} labels")
+        named = {} if labels is None else labels if isinstance(labels, Mapping) else {"labels": labels}
+        for name, values in named.items():
+            if len(values) != len(encoded):
+                what = "label" if name == "labels" else f"of its {name}"
+                raise InputError(f"every row has one {what}", seen=f"{len(encoded)} rows, {len(values)} {name}")
         self._encoded = [{name: torch.tensor(row[name]) for name in encoded[0]} for row in encoded]
         self._lengths = torch.tensor([len(row["input_ids"]) for row in encoded])
-        self.labels = None if labels is None else torch.tensor(labels)
+        self.targets = {name: torch.tensor(values) for name, values in named.items()}
         self._padding = dict(padding or {})
 
     def __len__(self) -> int:
         return len(self._encoded)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """One a row, if there are any."""
+        return self.targets.get("labels")
 
     @property
     def lengths(self) -> list[int]:
@@ -68,19 +77,24 @@ class Rows:
 
     def part(self, numbers: Sequence[int]) -> Rows:
         """Some of the rows, in the order of their numbers here."""
-        labels = None if self.labels is None else self.labels[torch.tensor(numbers, dtype=torch.long)]
         found = Rows([{name: value.tolist() for name, value in self._encoded[n].items()} for n in numbers], None)
-        found.labels, found._padding = labels, self._padding
+        picked = torch.tensor(numbers, dtype=torch.long)
+        found.targets = {name: values[picked] for name, values in self.targets.items()}
+        found._padding = self._padding
         return found
 
     @property
     def sha256(self) -> str:
-        """Hash of ids and labels."""
+        """Hash of ids and of what is to be learned."""
         digest = hashlib.sha256()
         for row in self._encoded:
             for name, value in row.items():
                 digest.update(name.encode() + repr(value.tolist()).encode())
-        digest.update(repr(None if self.labels is None else self.labels.tolist()).encode())
+        labels = self.labels
+        digest.update(repr(None if labels is None else labels.tolist()).encode())
+        for name, values in self.targets.items():
+            if name != "labels":
+                digest.update(name.encode() + repr(values.tolist()).encode())
         return digest.hexdigest()
 
     def order(self, *, seed: int, epoch: int, size: int) -> list[Tensor]:
@@ -94,14 +108,15 @@ class Rows:
         return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
     def batch(self, numbers: Tensor) -> dict[str, Tensor]:
-        """Inputs ``[rows, tokens]`` filled up to the longest row, and ``labels`` ``[rows]`` if there are any."""
+        """Inputs ``[rows, tokens]`` filled up to the longest row, and ``labels`` ``[rows]`` or whatever is learned."""
+        return self.inputs(numbers) | {name: values[numbers] for name, values in self.targets.items()}
+
+    def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
+        """What the model sees of a batch."""
         picked = [self._encoded[number] for number in numbers.tolist()]
-        batch: dict[str, Any] = {
+        return {
             name: torch.nn.utils.rnn.pad_sequence(
                 [row[name] for row in picked], batch_first=True, padding_value=self._padding.get(name, 0)
             )
             for name in picked[0]
         }
-        if self.labels is not None:
-            batch["labels"] = self.labels[numbers]
-        return batch

@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import squad
 import structured_tables
-import torch
 from bench_structured import method_of
-from tiny_checkpoint import WORDS, build_tokenizer
-from tiny_models import build_model
 
 from pyprune.errors import InputError
 from pyprune.methods import KPrune
@@ -68,37 +64,3 @@ def test_other_files_are_told(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(InputError, match="no file of results"):
         structured_tables.read(path)
-
-
-def test_answers(tmp_path: Path) -> None:
-    assert squad.overlap("a river bank", ["the bank", "sea"]) == pytest.approx(2 / 3)
-    assert squad.exact("An oil crisis.", ["x", "oil crisis"]) == 1.0
-    assert squad.exact("", ["x"]) == squad.overlap("", ["x"]) == 0.0
-    spans = [None, None, (0, 3), (4, 8), (9, 12)]
-    starts, ends = torch.tensor([9.0, 9, 0, 2, 1, 9]), torch.tensor([9.0, 9, 5, 0, 3, 9])
-    # The best end lies before the best start, and questions and padding do not count.
-    assert squad.best_span(starts, ends, spans) == (0, 3)
-    assert squad.best_span(starts, ends - 5.0 * (torch.arange(6) == 2), spans) == (4, 12)
-    answers = [{"text": "far", "answer_start": -1}, {"text": "near it", "answer_start": 4}]
-    questions = [{"question": "where", "answers": answers}]
-    path = tmp_path / "squad.json"
-    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "was near it", "qas": questions}]}]}))
-    (question,) = squad.read(path)
-    assert question.answers == ("far", "near it")
-    places = {"context": [None, None, None, (0, 3), (4, 8), (9, 11)]}
-    assert squad.targets(places, question) == (4, 5)
-    assert squad.targets({"context": places["context"][:5]}, question) is None
-    with pytest.raises(InputError, match="SQuAD"):
-        squad.read(_file(tmp_path, "b", []))
-
-
-def test_a_model_learns_answers() -> None:
-    tokenizer = build_tokenizer()
-    context = " ".join(WORDS[:6])
-    questions = [squad.Question(word, context, (word,), context.index(word), word) for word in WORDS[:6]]
-    model = build_model("bert", "qa", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    rows = squad.encode(tokenizer, questions)
-    before = squad.score(model, tokenizer, questions, rows)
-    squad.train(model, tokenizer, questions, epochs=40, rate=3e-3, batch=6, seed=0)
-    after = squad.score(model, tokenizer, questions, rows)
-    assert before["exact"] < after["exact"] == after["f1"] == 1.0

@@ -214,4 +214,4 @@ def test_question_answering_models_are_pruned(run: Run, tmp_path: Path) -> None:
     assert outcome.status == 0, outcome.err
     refused = run("prune", folder, "--data", tmp_path / "pairs.jsonl", "--evaluate", tmp_path / "pairs.jsonl")
     assert refused.status == 1
-    assert "has no labels" in refused.err
+    assert "has no answers" in refused.err

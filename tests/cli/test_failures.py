@@ -116,9 +116,12 @@ def test_no_head_or_another_one(run: Run, tmp_path: Path, data: tuple[Path, Path
         (copy / "config.json").write_text(json.dumps(config | {"architectures": architecture}), encoding="utf-8")
         failed(run("prune", copy, "--data", data[0]), "a fine-tuned model is needed")
     (copy / "config.json").write_text(
-        json.dumps(config | {"architectures": ["BertForQuestionAnswering"]}), encoding="utf-8"
+        json.dumps(config | {"architectures": ["BertForTokenClassification"]}), encoding="utf-8"
     )
     failed(run("evaluate", copy, "--data", data[1]), "no head for sequence classification")
+    (copy / "config.json").write_text(
+        json.dumps(config | {"architectures": ["BertForQuestionAnswering"]}), encoding="utf-8"
+    )
     failed(run("prune", copy, "--data", data[0]), "does not hold all weights", "qa_outputs")
 
 
