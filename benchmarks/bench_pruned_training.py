@@ -29,19 +29,21 @@ import pruned_training_tables as tables
 import torch
 from common import RESULTS, machine, set_threads
 from pruned_training_cells import CELLS, LEVELS, TURNS, Cell
-from torch import Tensor, nn
+from torch import nn
 
+from pyprune.commands.checkpoints import open_model, open_tokenizer
 from pyprune.demo import model_folder, test_file, train_file
 from pyprune.methods.randomized import Randomized, prune_randomized
+from pyprune.methods.train_parts import rows_of
 from pyprune.methods.trained import train_prune
-from pyprune.tasks import load_texts
-from pyprune.tasks.loading import Examples, without_rows
+from pyprune.tasks import evaluate, load_texts, without_rows
+from pyprune.tasks.evaluate import answers_questions
 from pyprune.training import PUBLISHED, MaskDraw, PruningLoss
 from pyprune.training.loop import Training
 from pyprune.training.rows import Rows
 
 HELD_OUT = 1000
-QUICK = ("grain 5 %", "cap-m 50 %", "randomized")
+QUICK = ("grain 5 %", "cap-m from sizes 10 %", "randomized")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluate", default=str(test_file()), help="labelled rows to report on")
     parser.add_argument("--name", default="reviews", help="of the task: part of the name of the results")
     parser.add_argument("--rows", type=int, default=3200, help="training rows of a run (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="rows to report on (default: all)")
     parser.add_argument("--epochs", type=float, default=2.0, help="passes over them (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=2e-4, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=48, help="tokens of a row (default: %(default)s)")
@@ -69,65 +72,49 @@ class Task:
     """Rows of a seed, held-out rows, rows to report on, and models to start from."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
         self.options = options
-        self.teacher = AutoModelForSequenceClassification.from_pretrained(options.teacher, dtype=torch.float32).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+        self.teacher = open_model(options.teacher)
+        self.tokenizer = open_tokenizer(options.teacher)
         every = load_texts(options.train)
         count = 16 if options.quick else min(HELD_OUT, len(every) // 4)
         held = sorted(random.Random(1).sample(range(len(every)), count))
         self.train = without_rows(every, held)
-        others = sorted(set(range(len(every))) - set(held))
-        self.held_out = self._encoded(without_rows(every, others))
-        limit = 16 if options.quick else None
-        self.evaluated = self._encoded(load_texts(options.evaluate, limit=limit, purpose="evaluation"), longest=128)
-
-    def _encoded(self, examples: Examples, longest: int | None = None) -> tuple[list[dict[str, Any]], list[int]]:
-        found = self.tokenizer(
-            list(examples.texts),
-            None if examples.pairs is None else list(examples.pairs),
-            truncation=True,
-            max_length=longest or self.options.max_length,
-        )
-        rows = [{name: found[name][row] for name in found} for row in range(len(examples))]
-        return rows, [int(label) for label in examples.labels or () if label is not None]
+        self.held_out = without_rows(every, sorted(set(range(len(every))) - set(held)))
+        limit = 16 if options.quick else options.limit
+        self.evaluated = load_texts(options.evaluate, limit=limit, purpose="evaluation")
 
     def rows(self, seed: int) -> Rows:
         """Training rows that a seed draws."""
         drawn = set(random.Random(1000 + seed).sample(range(len(self.train)), self.options.rows))
         left = without_rows(self.train, [row for row in range(len(self.train)) if row not in drawn])
-        return Rows(*self._encoded(left), {"input_ids": int(self.tokenizer.pad_token_id)})
+        return rows_of(left, self.teacher, self.tokenizer, self.options.max_length)[0]
 
     def student(self, seed: int) -> Any:
-        """The pre-trained encoder with a classifier that a seed draws."""
-        from transformers import AutoModelForSequenceClassification
+        """The pre-trained encoder with a head that a seed draws."""
+        import transformers
 
         config = self.teacher.config
         torch.manual_seed(seed)
         labels = {"num_labels": config.num_labels, "id2label": config.id2label, "label2id": config.label2id}
-        return AutoModelForSequenceClassification.from_pretrained(self.options.encoder, dtype=torch.float32, **labels)
+        kind = "AutoModelForQuestionAnswering" if answers_questions(self.teacher) else None
+        loader = getattr(transformers, kind or "AutoModelForSequenceClassification")
+        return loader.from_pretrained(self.options.encoder, dtype=torch.float32, **({} if kind else labels))
 
-    @torch.inference_mode()
-    def correct(self, model: nn.Module, part: tuple[list[dict[str, Any]], list[int]]) -> Tensor:
-        """Which rows a model has right, bool."""
-        encoded, gold = part
-        model.eval()
-        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]["input_ids"]))
-        found = torch.zeros(len(encoded), dtype=torch.long)
-        for begin in range(0, len(order), 64):
-            numbers = order[begin : begin + 64]
-            batch = self.tokenizer.pad([encoded[row] for row in numbers], return_tensors="pt")
-            found[torch.tensor(numbers)] = model(**batch).logits.argmax(1)
-        return found == torch.tensor(gold)
+    def score(self, model: nn.Module) -> float:
+        """What a model is worth on the rows held out."""
+        return evaluate(model, self.held_out, tokenizer=self.tokenizer, max_length=self.options.max_length).value
 
     def judged(self, model: nn.Module) -> dict[str, Any]:
-        """Accuracy on the rows to report on; which are right, packed into hexadecimal digits."""
-        right = self.correct(model, self.evaluated)
+        """Accuracy on the rows to report on (of answers: exact matches); which are right, in hexadecimal digits."""
+        length = max(self.options.max_length, 128)
+        found = evaluate(model, self.evaluated, tokenizer=self.tokenizer, max_length=length)
+        right = "".join("1" if one else "0" for one in found.right)
+        more = {} if found.metric == "accuracy" else {found.metric: found.value}
         return {
-            "accuracy": float(right.double().mean()),
-            "right": f"{int(''.join('1' if one else '0' for one in right.tolist()), 2):0{-(-len(right) // 4)}x}",
-            "total": len(right),
+            "accuracy": found.accuracy,
+            **more,
+            "right": f"{int(right, 2):0{-(-len(right) // 4)}x}",
+            "total": found.total,
         }
 
 
@@ -246,7 +233,7 @@ def levels(task: Task, cell: Cell, seed: int) -> list[tuple[float, dict[str, Any
     prune_randomized(
         copy.deepcopy(task.teacher).requires_grad_(True),
         task.rows(seed),
-        lambda model: float(task.correct(model, task.held_out).double().mean()),
+        task.score,
         teacher=task.teacher,
         levels=LEVELS,
         candidates=given["candidates"],

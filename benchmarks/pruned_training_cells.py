@@ -42,7 +42,9 @@ LEVELS = (0.54, 0.83, 0.94)
 # move faster: at the end they would else be where they began.
 GRAIN = {"decay": 0.99}
 # Pruning begins when something has been learned: at a tenth of so few steps nothing has, and nothing is afterwards.
-SCORES = {"rate": 3e-2, "warm_up": 0.3}
+# Scores that begin alike have told no weight from another by then: 1,500 steps end at chance, as 200 do.
+SCORES = {"rate": 1e-2, "warm_up": 0.2, "start": "size"}
+SOFT = {"rate": 1e-1, "warm_up": 0.2, "start": "size"}
 
 
 def _grain(part: int) -> list[Cell]:
@@ -54,26 +56,29 @@ def _grain(part: int) -> list[Cell]:
 
 
 def _movement(part: int) -> list[Cell]:
+    """Beside the masks that movement begins with."""
     sparsity = 1.0 - part / 100
     return [
-        Cell("cap", f"movement {part} %", "movement", sparsity, SCORES),
-        Cell("cap", f"cap-m {part} %", "movement", sparsity, SCORES, contrast=ALL_TERMS),
+        Cell("cap", f"magnitude {part} %", "imp", sparsity, {"warm_up": SCORES["warm_up"]}),
+        Cell("cap", f"movement from sizes {part} %", "movement", sparsity, SCORES),
+        Cell("cap", f"cap-m from sizes {part} %", "movement", sparsity, SCORES, contrast=ALL_TERMS),
     ]
 
 
 def _soft(penalty: float) -> list[Cell]:
-    options = {"rate": 1e-1, "warm_up": 0.3, "soft": penalty}
+    options = {**SOFT, "soft": penalty}
     return [
         Cell("cap", f"soft-movement {penalty:g}", "soft-movement", 0.9, options),
         Cell("cap", f"cap-soft {penalty:g}", "soft-movement", 0.9, options, contrast=ALL_TERMS),
     ]
 
 
-def _without_each() -> list[Cell]:
+def _without_each(part: int) -> list[Cell]:
     found = []
     for term in ALL_TERMS:
         terms = tuple(one for one in ALL_TERMS if one != term)
-        found.append(Cell("cap", f"cap-m 50 % without {term}", "movement", 0.5, SCORES, contrast=terms))
+        name = f"cap-m from sizes {part} % without {term}"
+        found.append(Cell("cap", name, "movement", 1.0 - part / 100, SCORES, contrast=terms))
     return found
 
 
@@ -102,9 +107,10 @@ TURNS: tuple[tuple[Cell, ...], ...] = (
         Cell("grain", "grain 5 % without separation", "grain", 0.95, {**GRAIN, "separate": False}),
         Cell("grain", "grain 5 % without hidden loss", "grain", 0.95, GRAIN, {"hidden": 0.0}),
     ),
-    (*_grain(20), *_grain(10), *_first_order(10)),
-    (*_movement(50), *_without_each()),
-    (*_movement(10), *_movement(3)),
-    (*_soft(100.0), *_soft(400.0)),
+    (*_grain(20), *_grain(10)),
+    (*_movement(10), *_without_each(10)),
+    (*_movement(50), *_movement(3)),
+    (*_soft(1000.0), *_soft(4000.0)),
+    tuple(_first_order(10)),
 )
 CELLS = tuple(cell for turn in TURNS for cell in turn)

@@ -99,6 +99,8 @@ def pairs(cells: Iterable[Any], levels: Iterable[float]) -> list[tuple[str, str,
             .replace("cap-soft", "soft-movement")
             .replace("cap-f", "first-order"),
         }.get(cell.group)
+        if cell.name.startswith("movement from sizes"):
+            base = cell.name.replace("movement from sizes", "magnitude")
         if " without " in cell.name:
             found.append((cell.name.split(" without ")[0], cell.name, cell.sparsity))
         elif base is not None and base != cell.name:
