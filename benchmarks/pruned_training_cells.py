@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyprune.training import PUBLISHED
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -22,7 +24,7 @@ class Cell:
     sparsity : float
         The last one.
     options, losses : mapping
-        Of the method; weights of losses.
+        Of the method; weights and kinds of losses.
     contrast : tuple of str
         CAP's terms; none: without them.
     """
@@ -32,7 +34,7 @@ class Cell:
     method: str
     sparsity: float
     options: Mapping[str, Any] = field(default_factory=dict)
-    losses: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, Any] = field(default_factory=dict)
     contrast: tuple[str, ...] = ()
 
 
@@ -96,8 +98,13 @@ def _first_order(part: int) -> list[Cell]:
 RANDOM = {"candidates": 4, "short": 0.25, "long": 1.0}
 ALONE = {"candidates": 1, "short": 0.25, "long": 2.0}
 
+# What so much training gives a model that stays whole, with GRAIN's losses.
+NOT_PRUNED = Cell(
+    "grain", "not pruned", "imp", 0.0, losses={"hard": 0.0, "soft": 1.0, "hidden": 1.0, "logits": PUBLISHED["grain"]}
+)
+
 TURNS: tuple[tuple[Cell, ...], ...] = (
-    (*_grain(5), *_first_order(50)),
+    (NOT_PRUNED, *_grain(5), *_first_order(50)),
     (
         Cell("random", "imp", "randomized", LEVELS[-1], ALONE),
         Cell("random", "randomized", "randomized", LEVELS[-1], RANDOM),

@@ -63,7 +63,7 @@ def evaluation_rows(evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:
     low, high = pruned["interval"]
     rows.append(
         (
-            "accuracy",
+            pruned.get("accuracy_is", "accuracy"),
             f"{common.percent(dense['accuracy'])} dense -> {common.percent(pruned['accuracy'])} pruned "
             f"({dense['correct']} -> {pruned['correct']} of {pruned['total']}; 95 % interval of the latter "
             f"{100 * low:.1f} to {100 * high:.1f})",

@@ -54,7 +54,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Judged:
-    """An evaluation without an attack; ``accuracy`` is None for a language model."""
+    """An evaluation without an attack; ``accuracy`` is None for a language model, and exact matches for answers."""
 
     metric: str
     value: float | None
@@ -62,6 +62,7 @@ class Judged:
     total: int | None
     source: str | None
     sha256: str | None
+    accuracy_is: str = "accuracy"
 
 
 @dataclass(frozen=True)

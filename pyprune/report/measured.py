@@ -23,7 +23,8 @@ def read_judged(part: Part, around: Part | None = None) -> Judged | None:
     if around is not None:
         source, sha256 = source or around.text("source"), sha256 or around.text("sha256")
     total = part.count("predicted") if metric == "perplexity" else part.count("total")
-    return Judged(metric or "accuracy", part.number("value"), accuracy, total, source, sha256)
+    called = {"accuracy_is": "exact match"} if part.text("accuracy_is") == "exact match" else {}
+    return Judged(metric or "accuracy", part.number("value"), accuracy, total, source, sha256, **called)
 
 
 def read_attack(part: Part) -> Attack | None:

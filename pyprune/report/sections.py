@@ -116,7 +116,7 @@ def judged(value: Judged | None) -> str:
     if value.value is None:
         return NONE
     own = f"{value.metric} {value.value:.4g}"
-    return own if value.accuracy is None else f"{own}, accuracy {share(value.accuracy)}"
+    return own if value.accuracy is None else f"{own}, {value.accuracy_is} {share(value.accuracy)}"
 
 
 def accuracies(models: Sequence[Model]) -> dict[str, Share | None]:

@@ -62,6 +62,7 @@ class AnswerEvaluation(Evaluation):
         Questions that have no answer (SQuAD 2.0) and were left out.
     """
 
+    accuracy_is: str = "exact match"
     unanswered: int = 0
 
     @property

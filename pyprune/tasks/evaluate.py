@@ -38,7 +38,9 @@ class Evaluation:
     metric, value : str, float
         The task's own number: accuracy, Matthews correlation or F1, as a fraction.
     accuracy : float
-        Always there too.
+        Always there too: the share that is right.
+    accuracy_is : str
+        What that is called: ``"accuracy"``; of answers ``"exact match"``.
     correct, total : int
     interval : tuple of float
         Wilson 95 % interval of the accuracy.
@@ -71,6 +73,7 @@ class Evaluation:
     cut: int
     predictions: tuple[Any, ...] = field(repr=False)
     gold: tuple[Any, ...] = field(repr=False)
+    accuracy_is: str = "accuracy"
 
     @property
     def right(self) -> tuple[bool, ...]:

@@ -70,6 +70,10 @@ def test_pruned_while_trained(run: Run, reader: Path, squad: Path, tmp_path: Pat
     assert report["evaluation"]["pruned"]["metric"] == "f1"
     again = run("evaluate", tmp_path / "small", "--data", squad, "--json").json
     assert again["correct"] == report["evaluation"]["pruned"]["correct"]
+    assert "exact match" in outcome.out
+    reported = run("report", tmp_path / "small", "--output", tmp_path / "page.html")
+    assert reported.status == 0, reported.err
+    assert "exact match" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_data_of_another_kind(run: Run, reader: Path, model: Path, squad: Path, data: tuple[Path, Path]) -> None:
