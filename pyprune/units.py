@@ -35,6 +35,12 @@ class LayerShape:
     value: tuple[int, ...]
     neurons: int
 
+    def padded(self, width: int) -> int:
+        """Channels of every head in an attention that wants them all alike: those of a dense one, or of the widest."""
+        if all(channels == width for channels in (*self.query, *self.value)):
+            return width
+        return max(1, *self.query, *self.value)
+
     def parameters(self, hidden: int) -> int:
         """Parameters of the layer, biases and both norms included, of hidden states of so many features."""
         attention = sum(self.query) * 2 * (hidden + 1) + sum(self.value) * (2 * hidden + 1)

@@ -87,24 +87,23 @@ def _question_rows(data: Examples, model: Any, tokenizer: Any, length: int) -> R
     """Of each question whose answer has a known place the window with most of the passage around it."""
     data, accepted = answers.answered(data), accepted_inputs(model)
     assert data.answers is not None
-    best: dict[int, tuple[int, answers.Window, tuple[int, int]]] = {}
+    best: dict[int, tuple[int, dict[str, list[int]], tuple[int, int]]] = {}
     for window in answers.windows(tokenizer, data, length):
         spot = answers.target(window, data.answers[window.row])
         if spot is None:
             continue
-        inside = [at for at, span in enumerate(window.spans) if span is not None]
-        around = min(spot[0] - inside[0], inside[-1] - spot[1])
+        inside = (window.spans[:, 0] >= 0).nonzero().flatten()
+        around = int(min(spot[0] - inside[0], inside[-1] - spot[1]))
         if window.row not in best or around > best[window.row][0]:
-            best[window.row] = (around, window, spot)
+            best[window.row] = (around, {n: ids for n, ids in window.inputs.items() if n in accepted}, spot)
     if not best:
         raise InputError(
             f"{data.source}: no answer has a place in its passage that is known",
             hint='"answer_start" of each answer: at which letter of the passage it begins',
         )
     found = [best[row] for row in sorted(best)]
-    encoded = [{name: ids for name, ids in window.inputs.items() if name in accepted} for _, window, _ in found]
     places = {name: [spot[side] for _, _, spot in found] for side, name in enumerate(PLACES)}
-    return Rows(encoded, places, {"input_ids": int(tokenizer.pad_token_id)})
+    return Rows([inputs for _, inputs, _ in found], places, {"input_ids": int(tokenizer.pad_token_id)})
 
 
 def held_out_rows(

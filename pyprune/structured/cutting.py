@@ -166,12 +166,18 @@ def unit_masks(model: nn.Module, units: Units) -> dict[str, Tensor]:
     dict of str to Tensor of bool
         By full linear name, ``[out, in]``, True = kept. They are views of one row or column each: not to be written to.
     """
-    adapter = _check(model, units)
-    found = {}
-    for index, (block, layer) in enumerate(zip(adapter.blocks(model), units.layers, strict=True)):
-        linears, prefix = adapter.linears(block), adapter.block_name(model, index)
+    return weight_masks(model, _check(model, units), units)
+
+
+def weight_masks(model: nn.Module, adapter: Adapter, units: Units) -> dict[str, Tensor]:
+    """As :func:`unit_masks`, of the dense model that a model was once, whatever is left of it."""
+    found, inner = {}, units.heads * units.width
+    for index, layer in enumerate(units.layers):
+        prefix = adapter.block_name(model, index)
+        (out,), (up,), (down,) = adapter.groups[1:]
+        sizes = {out: (units.hidden, inner), up: (units.neurons, units.hidden), down: (units.hidden, units.neurons)}
         for name, (rows, columns) in kept_places(adapter, layer, units.width).items():
-            shape = linears[name].weight.shape
+            shape = sizes.get(name, (inner, units.hidden))
             # Rows of linears that read a half's input, columns of those that write its output.
             kept = torch.ones(1, 1, dtype=torch.bool)
             if rows is not None:
@@ -250,11 +256,35 @@ def _others(kept: Tensor, count: int) -> Tensor:
     return gone
 
 
-def cut_block(block: nn.Module, adapter: Adapter, layer: LayerUnits, width: int) -> None:
-    """Cut a dense block, in place, to the units that are kept; heads were ``width`` channels wide."""
-    old = adapter.linears(block)
+def places_within(
+    adapter: Adapter, layer: LayerUnits, width: int, held: LayerUnits | None
+) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """As :func:`kept_places`, in the linears of a block that holds only some units, those to stay among them."""
+    found = kept_places(adapter, layer, width)
+    if held is None:
+        return found
+    there = kept_places(adapter, held, width)
+    return {
+        name: (among(places[0], there[name][0]), among(places[1], there[name][1])) for name, places in found.items()
+    }
+
+
+def among(places: Tensor | None, held: Tensor | None) -> Tensor | None:
+    """Where the entries at places are once only ``held`` ones, ascending, are left; None: all.
+
+    >>> among(torch.tensor([2, 7]), torch.tensor([0, 2, 3, 7]))
+    tensor([1, 3])
+    """
+    return places if places is None or held is None else torch.searchsorted(held, places)
+
+
+def cut_block(
+    block: nn.Module, adapter: Adapter, layer: LayerUnits, width: int, held: LayerUnits | None = None
+) -> None:
+    """Cut a block, in place, to the units that are kept of those it holds (None: all); heads were ``width`` wide."""
+    old = any_linears(block, adapter)
     resize(block, adapter, layer.shape, width)
-    for name, (rows, columns) in kept_places(adapter, layer, width).items():
+    for name, (rows, columns) in places_within(adapter, layer, width, held).items():
         new: Any = block.get_submodule(name)
         weight, bias = old[name].weight, old[name].bias
         for kept, dim in ((rows, 0), (columns, 1)):
@@ -284,7 +314,7 @@ def resize(block: nn.Module, adapter: Adapter, shape: LayerShape, width: int) ->
     attention: Any = block.get_submodule(q.rpartition(".")[0])
     attention.__dict__.pop("forward", None)  # of one that had no heads
     whole = all(channels == width for channels in itertools.chain(shape.query, shape.value))
-    padded = width if whole else max(1, *shape.query, *shape.value)
+    padded = shape.padded(width)
     # transformers 5 has the scale as a number, made of the dense width; before it was computed from what is there.
     factor = 1.0 if hasattr(attention, "scaling") else factor_of(padded, width)
     new: dict[str, nn.Module] = {}

@@ -27,8 +27,7 @@ LONGEST = 384  # tokens of question and passage, unless more or fewer are asked 
 LONGEST_ANSWER = 30  # tokens
 _QUESTION, _OVERLAP = 64, 128  # tokens: of a question at most, from one window to the next
 _LEAST = 24
-
-Span = tuple[int, int] | None
+_TOGETHER = 1000  # rows, as the tokenizer's own lists take a hundred times what is kept of them
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,13 @@ class Window:
         Of the examples.
     inputs : dict of str to list of int
         What the tokenizer gives for each token.
-    spans : tuple of (int, int) or None
-        For each token where its letters are in the passage; None: it is none of the passage's.
+    spans : Tensor of int32, shape (tokens, 2)
+        Where the letters of each token begin and end in the passage; -1: it is none of the passage's.
     """
 
     row: int
     inputs: dict[str, list[int]]
-    spans: tuple[Span, ...]
+    spans: Tensor
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,8 @@ def answered(examples: Examples) -> Examples:
     return without_rows(examples, without) if without else examples
 
 
-def windows(tokenizer: Any, examples: Examples, length: int) -> list[Window]:
-    """All windows of all rows; a question is cut to 64 tokens, a third of a window or more is passage.
+def windows(tokenizer: Any, examples: Examples, length: int) -> Iterator[Window]:
+    """All windows of all rows, row by row; a question is cut to 64 tokens, a third of a window or more is passage.
 
     Raises
     ------
@@ -157,28 +156,29 @@ def windows(tokenizer: Any, examples: Examples, length: int) -> list[Window]:
         raise InputError("answers need a fast tokenizer, which knows where tokens come from", hint="use_fast=True")
     if length < _LEAST:
         raise InputError(f"windows of {length} tokens are too short for questions", hint=f"at least {_LEAST}")
+    return _windows(tokenizer, examples, length)
+
+
+def _windows(tokenizer: Any, examples: Examples, length: int) -> Iterator[Window]:
+    assert examples.pairs is not None
     most = min(_QUESTION, length // 2)
-    found = tokenizer(
-        [_cut(tokenizer, text.strip(), most) for text in examples.texts],
-        list(examples.pairs),
-        truncation="only_second",
-        max_length=length,
-        stride=min(_OVERLAP, length // 4),
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    names = [name for name in found if name not in ("offset_mapping", "overflow_to_sample_mapping")]
-    return [
-        Window(
-            int(row),
-            {name: found[name][index] for name in names},
-            tuple(
-                (int(span[0]), int(span[1])) if part == 1 else None
-                for part, span in zip(found.sequence_ids(index), found["offset_mapping"][index], strict=True)
-            ),
+    for begin in range(0, len(examples), _TOGETHER):
+        some = slice(begin, begin + _TOGETHER)
+        found = tokenizer(
+            [_cut(tokenizer, text.strip(), most) for text in examples.texts[some]],
+            list(examples.pairs[some]),
+            truncation="only_second",
+            max_length=length,
+            stride=min(_OVERLAP, length // 4),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
         )
-        for index, row in enumerate(found["overflow_to_sample_mapping"])
-    ]
+        names = [name for name in found if name not in ("offset_mapping", "overflow_to_sample_mapping")]
+        for index, row in enumerate(found["overflow_to_sample_mapping"]):
+            spans = torch.tensor(found["offset_mapping"][index], dtype=torch.int32)
+            passage = torch.tensor([part == 1 for part in found.sequence_ids(index)])
+            spans[~passage] = -1
+            yield Window(begin + int(row), {name: found[name][index] for name in names}, spans)
 
 
 def _cut(tokenizer: Any, text: str, most: int) -> str:
@@ -189,38 +189,36 @@ def _cut(tokenizer: Any, text: str, most: int) -> str:
 def target(window: Window, answers: Sequence[Answer]) -> tuple[int, int] | None:
     """First and last token of the first answer whose place is known; None if it is not whole in the window.
 
-    >>> window = Window(0, {}, (None, None, (0, 5), (6, 8), (9, 13), None))
+    >>> window = Window(0, {}, torch.tensor([[-1, -1], [0, 5], [6, 8], [9, 13], [-1, -1]]))
     >>> target(window, [(-1, "it"), (6, "is here")]), target(window, [(9, "here too")])
-    ((3, 4), None)
+    ((2, 3), None)
     """
     begin, text = next((answer for answer in answers if answer[0] >= 0), (-1, ""))
     if begin < 0:
         return None
     end = begin + len(text)
-    inside = [at for at, span in enumerate(window.spans) if span and span[0] < end and span[1] > begin]
-    if not inside:
+    first, last = window.spans.T
+    inside = ((first < end) & (last > begin)).nonzero().flatten().tolist()
+    if not inside or int(first[inside[0]]) > begin or int(last[inside[-1]]) < end:
         return None
-    first, last = window.spans[inside[0]], window.spans[inside[-1]]
-    assert first is not None
-    assert last is not None
-    return (inside[0], inside[-1]) if first[0] <= begin and last[1] >= end else None
+    return inside[0], inside[-1]
 
 
-def best_span(starts: Tensor, ends: Tensor, spans: Sequence[Span]) -> tuple[float, int, int]:
+def best_span(starts: Tensor, ends: Tensor, spans: Tensor) -> tuple[float, int, int]:
     """The largest sum of a start's and an end's logit ``[tokens]``, and the letters from the one to the other.
 
-    Both are the passage's, and at most 30 tokens apart.
+    Both are the passage's (``spans``, see :class:`Window`), and at most 30 tokens apart.
     """
-    inside = torch.tensor([span is not None for span in spans], device=starts.device)
-    starts, ends = (logits[: len(spans)].float().masked_fill(~inside, -torch.inf) for logits in (starts, ends))
+    count, inside = len(spans), (spans[:, 0] >= 0).to(starts.device)
+    starts, ends = (logits[:count].float().masked_fill(~inside, -torch.inf) for logits in (starts, ends))
     sums = starts[:, None] + ends[None, :]
     allowed = torch.ones_like(sums, dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1)
     sums = sums.masked_fill(~allowed, -torch.inf)
-    first, last = divmod(int(sums.argmax()), len(spans))
-    begin, end = spans[first], spans[last]
-    if begin is None or end is None:  # a passage without a token
-        return -torch.inf, 0, 0
-    return float(sums[first, last]), begin[0], end[1]
+    first, last = divmod(int(sums.argmax()), count)
+    best = float(sums[first, last])
+    if best == -torch.inf:  # a passage without a token
+        return best, 0, 0
+    return best, int(spans[first, 0]), int(spans[last, 1])
 
 
 def evaluate_answers(
@@ -252,7 +250,7 @@ def evaluate_answers(
     begin = time.perf_counter()
     length = min(longest_input(model, tokenizer, None), LONGEST)
     length = length if max_length is None else longest_input(model, tokenizer, max_length)
-    every = windows(tokenizer, examples, length)
+    every = list(windows(tokenizer, examples, length))
     given = _answered(model, tokenizer, examples, every, batch_size, progress)
     seconds = time.perf_counter() - begin
     gold = tuple(tuple(text for _, text in answers) for answers in examples.answers)

@@ -41,7 +41,7 @@ class FirstOrderPruning(UnitPruning):
     an_epoch : int, optional
         Steps of an epoch. A contrast's snapshot of an epoch that begins with a level is then taken before units go.
     shrink : bool
-        As of :class:`UnitPruning`, from the last level on.
+        As of :class:`UnitPruning`.
 
     Attributes
     ----------

@@ -18,6 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from pyprune.models import Adapter
 from pyprune.models.sublayers import sub_layers
+from pyprune.structured.cutting import any_linears
+from pyprune.units import LayerUnits, Units
 
 SITES = ("neurons", "query", "value")
 
@@ -34,19 +36,35 @@ class UnitGates:
 
     Attributes
     ----------
+    parts : list of SubLayer
+        Of the dense model.
+    adapter : Adapter
     is_open : bool
     """
 
     def __init__(self, model: nn.Module, adapter: Adapter, *, follow: bool = False) -> None:
         self.parts = sub_layers(model, adapter)
         self.is_open = False
-        self._following = follow
+        self._model, self.adapter, self._following = model, adapter, follow
         self._handles: list[RemovableHandle] = []
         self._seen: dict[tuple[str, int], Tensor] = {}
         attention, feed = self.parts[0::2], self.parts[1::2]
         self._sizes = {"neurons": (len(feed), feed[0].writes.in_features)}
         self._sizes |= dict.fromkeys(("query", "value"), (len(feed), attention[0].writes.in_features))
+        self._weight = (torch.promote_types(feed[0].writes.weight.dtype, torch.float32), feed[0].writes.weight.device)
         self._sums: dict[str, Tensor] = {}
+        self.fit(None)
+
+    def fit(self, units: Units | None) -> None:
+        """Close, and know from here on that the model has been cut to these units; None: it is dense."""
+        self.close()
+        self._places: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        for layer, kept in enumerate(units.layers if units is not None else ()):
+            neurons = torch.tensor(kept.neurons, dtype=torch.int64)
+            self._places["neurons", layer] = (torch.arange(len(neurons)), neurons)
+            for site, channels in (("query", kept.query), ("value", kept.value)):
+                assert units is not None
+                self._places[site, layer] = _channels(kept, channels, units.width)
 
     def open(self) -> None:
         """Look at each forward pass from here on."""
@@ -54,16 +72,17 @@ class UnitGates:
             return
         self.is_open = True
         self._sums = self._zeros()
-        for layer, (first, second) in enumerate(zip(self.parts[0::2], self.parts[1::2], strict=True)):
-            for site, linear in (("value", first.writes), ("neurons", second.writes)):
-                self._handles.append(linear.register_forward_pre_hook(self._before(site, layer)))
+        (query, _, _), (out,), _, (down,) = self.adapter.groups
+        for layer, block in enumerate(self.adapter.blocks(self._model)):
+            linears = any_linears(block, self.adapter)
+            for site, name in (("value", out), ("neurons", down)):
+                self._handles.append(linears[name].register_forward_pre_hook(self._before(site, layer)))
             # The product of a query and a key channel is gated once: on the query, its bias included.
-            self._handles.append(first.reads[0].register_forward_hook(self._after(layer)))
+            self._handles.append(linears[query].register_forward_hook(self._after(layer)))
 
     def _zeros(self) -> dict[str, Tensor]:
-        weight = self.parts[0].writes.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        return {site: torch.zeros(size, dtype=dtype, device=weight.device) for site, size in self._sizes.items()}
+        dtype, device = self._weight
+        return {site: torch.zeros(size, dtype=dtype, device=device) for site, size in self._sizes.items()}
 
     def _before(self, site: str, layer: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -88,9 +107,17 @@ class UnitGates:
         known = value.detach()  # a hook that held the tensor itself would keep the graph alive
 
         def add(gradient: Tensor) -> None:
-            self._sums[site][layer] += _by_unit(known, gradient)
+            self._add(self._sums, site, layer, _by_unit(known, gradient))
 
         value.register_hook(add)
+
+    def _add(self, sums: dict[str, Tensor], site: str, layer: int, value: Tensor) -> None:
+        """Add one number for each unit that the layer has to those of all; units that were cut away have none."""
+        if (site, layer) not in self._places:
+            sums[site][layer] += value
+            return
+        there, whole = (places.to(value.device) for places in self._places[site, layer])
+        sums[site][layer].index_add_(0, whole, value[there])
 
     def follow(self) -> None:
         """The next backward pass of the last forward pass adds to what :meth:`collected` gives."""
@@ -121,7 +148,7 @@ class UnitGates:
         gradients = torch.autograd.grad(loss, values, retain_graph=True, allow_unused=True) if values else ()
         for (site, layer), value, gradient in zip(self._seen, values, gradients, strict=True):
             if gradient is not None:
-                found[site][layer] = _by_unit(value.detach(), gradient)
+                self._add(found, site, layer, _by_unit(value.detach(), gradient))
         self._seen.clear()
         return found
 
@@ -130,6 +157,14 @@ class UnitGates:
         found, self._sums = self._sums, self._zeros()
         self._seen.clear()
         return found
+
+
+def _channels(kept: LayerUnits, channels: tuple[tuple[int, ...], ...], width: int) -> tuple[Tensor, Tensor]:
+    """Where channels of heads are in an attention whose heads are all as wide as the widest; and where they were."""
+    padded = kept.shape.padded(width)
+    there = [head * padded + at for head, some in enumerate(channels) for at in range(len(some))]
+    whole = [head * width + at for head, some in zip(kept.heads, channels, strict=True) for at in some]
+    return torch.tensor(there, dtype=torch.int64), torch.tensor(whole, dtype=torch.int64)
 
 
 def _by_unit(value: Tensor, gradient: Tensor) -> Tensor:

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.models import adapter_for
-from pyprune.models.sublayers import SubLayer
 from pyprune.patterns import kept_count
 from pyprune.stats import GateGradients, grouped
-from pyprune.structured import unit_masks
+from pyprune.structured.cutting import weight_masks
 from pyprune.training.distillation import Parts, PruningLoss
 from pyprune.training.gating import SITES, UnitGates
 from pyprune.training.masks import unwrapped
 from pyprune.training.processes import average_over_processes, is_parallel, processes
 from pyprune.training.pruning import State
 from pyprune.training.schedules import Schedule
-from pyprune.training.shrinking import cut, grow
+from pyprune.training.shrinking import clear, cut, cut_masks, grow
 from pyprune.units import Units
 
+_WORTH_CUTTING = 0.75  # what is left of what a model holds: less often, and cutting would take what it saves
 Kind = Literal["channels", "heads"]
 
 
@@ -66,8 +66,8 @@ class UnitPruning:
         every step; the pass of its own that gradient separation takes is made so much less often.
 
     shrink : bool
-        Once the schedule has ended, take what is gone out of the model's linears until :meth:`end`, so that steps get
-        faster. For loops of one's own in one process; without a loss of attentions.
+        Take what is gone out of the model's linears until :meth:`end`, whenever a quarter of what they hold is gone and
+        once the schedule has ended, so that steps get faster. In one process; without a loss of attentions.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ class UnitPruning:
         self.decay, self.regularisation, self.every = decay, regularisation, every
         self.shrink = shrink
         self.masks: dict[str, Tensor] = {}
-        self._small: tuple[Units, dict[str, Tensor]] | None = None  # what is cut out of the model, and its masks
+        self._held: Units | None = None  # what is left in a model that has been cut
         self._scale = 1.0
         self._gates: UnitGates | None = None
 
@@ -151,8 +151,8 @@ class UnitPruning:
         if state is not None:
             step = int(state.values["step"])
             self._restore(state)
-            if state.values["shrunk"]:
-                self._cut(None)
+            if state.values["held"] is not None:
+                self._cut(Units.from_json(state.values["held"]), None)
         else:
             self._prune(0, None)
         self._measure(step)
@@ -174,9 +174,9 @@ class UnitPruning:
         """Let go of the model, as it is; of whole size again, with zeros, if it was made smaller."""
         if self._gates is not None:
             self._gates.close()
-        if self._small is not None:
-            grow(self.model, self._small[0])
-            self._small = None
+        if self._held is not None:
+            grow(self.model, self._held)
+            self._held = None
         if self._loss is not None and self._see in self._loss.watch:
             self._loss.watch.remove(self._see)
 
@@ -233,18 +233,37 @@ class UnitPruning:
 
     def after_step(self, step: int, optimizer: Any) -> None:
         """Move on to the masks of the next step."""
-        if self._small is not None:
+        ended = self.schedule.value(step) == self.schedule.final
+        if self._held is not None and ended:
             return
         self._prune(step + 1, optimizer)
+        if self.shrink:
+            self._shrink(optimizer, ended=self.schedule.value(step + 1) == self.schedule.final)
         self._measure(step + 1)
-        if self.shrink and self.schedule.value(step + 1) == self.schedule.final:
-            self._cut(optimizer)
 
-    def _cut(self, optimizer: Any) -> None:
+    def _shrink(self, optimizer: Any, *, ended: bool) -> None:
+        """Cut the model where that takes enough out of it, and for good where no more units will go."""
+        units = self.units()
+        held = 1.0 if self._held is None else self._part(self._held)
+        if ended or self._part(units) <= _WORTH_CUTTING * held:
+            self._cut(units, optimizer)
+
+    def _cut(self, units: Units, optimizer: Any) -> None:
         assert self._gates is not None
-        self._gates.close()
-        self._small = (self.units(), self.linears())
-        cut(self.model, self._small[0], optimizer)
+        self._gates.fit(units)
+        cut(self.model, units, optimizer, self._held)
+        self._held = units
+
+    def _part(self, units: Units) -> float:
+        """Of all units' parameters those of some."""
+        count = {"neurons": 0, "query": 0, "value": 0}
+        for shape in units.shapes:
+            count["neurons"] += shape.neurons
+            count["query"] += sum(shape.query)
+            count["value"] += sum(shape.value)
+        costs = self._costs()
+        total = sum(costs[site] * mask.numel() for site, mask in self.masks.items())
+        return sum(costs[site] * count[site] for site in SITES) / max(total, 1)
 
     def sparsity(self) -> float:
         """The part of all units' parameters that is gone."""
@@ -268,10 +287,7 @@ class UnitPruning:
             assert not bool((mask & ~self.masks[site]).any()), "a unit that was gone came back"
         gone = {site: self.masks[site] & ~masks[site] for site in SITES}
         self.masks = masks
-        assert self._gates is not None
-        for layer, parts in enumerate(zip(self._gates.parts[0::2], self._gates.parts[1::2], strict=True)):
-            for linear, rows, columns in _places(*parts, *(gone[site][layer].flatten() for site in SITES)):
-                _zero(linear, rows, columns, optimizer)
+        clear(self.model, gone, optimizer, self._held)
 
     def _chosen(self, sparsity: float) -> dict[str, Tensor]:
         """The lowest scores go until that part of the parameters is gone; what was gone comes first."""
@@ -302,54 +318,24 @@ class UnitPruning:
 
     def linears(self) -> dict[str, Tensor]:
         """The same as masks of weights, by linear name: bool ``[out, in]`` on the CPU, True = kept; read only."""
-        return unit_masks(self.model, self.units()) if self._small is None else self._small[1]
+        assert self._gates is not None
+        return weight_masks(self.model, self._gates.adapter, self.units())
 
     def check(self) -> None:
         """Raise AssertionError where a weight of the model that belongs to no kept unit is not zero."""
-        for name, mask in self.linears().items() if self._small is None else ():
+        masks = self.linears()
+        if self._held is not None:
+            masks = cut_masks(self.model, masks, self._held)
+        for name, mask in masks.items():
             weight = self.model.get_submodule(name).weight
             assert isinstance(weight, Tensor)
             assert not bool((weight.detach().cpu() != 0)[~mask].any()), f"{name}: weights of pruned units are not zero"
 
     def state(self) -> State:
         """Masks and moving averages."""
+        held = None if self._held is None else self._held.to_json()
         values = {"batches": self.statistics.batches, "excluded": self.statistics.excluded}
-        found = State(values=values | {"step": self._step, "scale": self._scale, "shrunk": self._small is not None})
+        found = State(values=values | {"step": self._step, "scale": self._scale, "held": held})
         found.put("mask", self.masks)
         found.put("average", {site: self.statistics.average(site) for site in self.statistics.sites})
         return found
-
-
-def _places(
-    attention: SubLayer, feed: SubLayer, neurons: Tensor, query: Tensor, value: Tensor
-) -> list[tuple[nn.Linear, Tensor | None, Tensor | None]]:
-    """Rows and columns of a layer's linears that belong to units, as numbers."""
-    neuron, q, v = (torch.nonzero(mask).flatten() for mask in (neurons, query, value))
-    first, second, third = attention.reads
-    (up,) = feed.reads
-    return [
-        (first, q, None),
-        (second, q, None),
-        (third, v, None),
-        (attention.writes, None, v),
-        (up, neuron, None),
-        (feed.writes, None, neuron),
-    ]
-
-
-@torch.no_grad()
-def _zero(linear: nn.Linear, rows: Tensor | None, columns: Tensor | None, optimizer: Any) -> None:
-    """Zero rows with their biases, or columns; and what the optimizer remembers of them.
-
-    Units that are zero on both of their sides have no gradient, so that nothing has to be held afterwards.
-    """
-    found = rows if rows is not None else columns
-    if found is None or not len(found):
-        return
-    for parameter in (linear.weight, linear.bias):
-        if parameter is None or (rows is None and parameter.dim() == 1):
-            continue
-        remembered = {} if optimizer is None else optimizer.state.get(parameter, {})
-        moments = [v for v in remembered.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
-        for tensor in (parameter, *moments):
-            tensor.index_fill_(0 if rows is not None else 1, found, 0.0)

@@ -117,15 +117,15 @@ def test_words_that_count() -> None:
 
 
 def test_best_spans() -> None:
-    spans = [None, None, (0, 3), (4, 8), (9, 12)]
+    spans = torch.tensor([(-1, -1), (-1, -1), (0, 3), (4, 8), (9, 12)])
     starts, ends = torch.tensor([9.0, 9, 0, 2, 1, 9]), torch.tensor([9.0, 9, 5, 0, 3, 9])
     # The best end lies before the best start, and questions and padding do not count.
     assert best_span(starts, ends, spans) == (5.0, 0, 3)
     assert best_span(starts, ends - 5.0 * (torch.arange(6) == 2), spans) == (5.0, 4, 12)
-    assert best_span(starts, ends, [None] * 5)[1:] == (0, 0)
+    assert best_span(starts, ends, torch.full((5, 2), -1))[1:] == (0, 0)
     generator = torch.Generator().manual_seed(0)
     starts, ends = torch.randn(60, generator=generator), torch.randn(60, generator=generator)
-    every = [None, *((at, at + 1) for at in range(57))]
+    every = torch.tensor([(-1, -1), *((at, at + 1) for at in range(57))])
     allowed = [(a, b) for a in range(1, 58) for b in range(a, min(a + 30, 58))]
     first, last = max(allowed, key=lambda pair: float(starts[pair[0]] + ends[pair[1]]))
     assert best_span(starts, ends, every)[1:] == (first - 1, last)
@@ -133,10 +133,10 @@ def test_best_spans() -> None:
 
 def test_targets() -> None:
     answers = [(-1, "far"), (4, "near it")]
-    spans = (None, None, None, (0, 3), (4, 8), (9, 11))
+    spans = torch.tensor([(-1, -1), (-1, -1), (-1, -1), (0, 3), (4, 8), (9, 11)])
     assert target(Window(0, {}, spans), answers) == (4, 5)
     assert target(Window(0, {}, spans[:5]), answers) is None
-    assert target(Window(0, {}, (None, None, (9, 11))), answers) is None
+    assert target(Window(0, {}, spans[5:]), answers) is None
     assert target(Window(0, {}, spans), [(-1, "far")]) is None
 
 
@@ -145,7 +145,7 @@ def test_windows_hold_every_answer_at_its_letters(tokenizer: Any, words: int) ->
     examples = questions(12, words)
     assert examples.pairs is not None
     assert examples.answers is not None
-    every = windows(tokenizer, examples, 32)
+    every = list(windows(tokenizer, examples, 32))
     assert {window.row for window in every} == set(range(12))
     assert max(len(window.inputs["input_ids"]) for window in every) <= 32
     assert (len(every) > 12) == (words > 20)
@@ -155,14 +155,14 @@ def test_windows_hold_every_answer_at_its_letters(tokenizer: Any, words: int) ->
         assert len(window.spans) == len(window.inputs["input_ids"])
         if spot is not None:
             whole.add(window.row)
-            (begin, _), (_, end) = (window.spans[at] or (0, 0) for at in spot)
+            (begin, _), (_, end) = (window.spans[at].tolist() for at in spot)
             assert examples.pairs[window.row][begin:end] == examples.answers[window.row][0][1]
     assert whole == set(range(12))
 
 
 def test_long_questions_leave_room_for_the_passage(tokenizer: Any) -> None:
     long = Examples((" ".join(["ba"] * 300),), ("be " * 10 + "bo",), None, "x", "", answers=(((30, "bo"),),))
-    every = windows(tokenizer, long, 24)
+    every = list(windows(tokenizer, long, 24))
     assert sum(target(window, ((30, "bo"),)) is not None for window in every) >= 1
     with pytest.raises(InputError, match="too short for questions"):
         windows(tokenizer, long, 23)

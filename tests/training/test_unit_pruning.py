@@ -327,7 +327,9 @@ def test_a_smaller_model_is_trained_alike(family: str, unit: Any, sparsity: floa
         name: value.shape for name, value in plain.state_dict().items()
     }
     for name, value in plain.state_dict().items():
-        assert torch.allclose(value, small.state_dict()[name], atol=2e-4), name
+        # A key's bias changes no attention: its gradient is rounding, of which Adam makes steps like any other.
+        rounding = name.endswith(("key.bias", "k_lin.bias"))
+        assert torch.allclose(value, small.state_dict()[name], atol=2e-2 if rounding else 2e-4), name
     assert all(p.requires_grad for p in small.parameters())
 
 
