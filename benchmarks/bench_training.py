@@ -4,18 +4,22 @@
 Every candidate has a model of its own; steps are timed in turns, forward to optimizer. All schedules prune at every
 step that is measured, and GRAIN's gates are open: "share" is the part of a run in which that is so by default, and
 "overhead" the mean over a run. Where it says "5 % left" the schedule has ended, and the model is cut or has zeros.
+
+With `--whole` runs from the first step to the last, with GRAIN's default schedule, are timed instead, step by step in
+turns: how much of the time of a run that prunes nothing each of its tenths takes, and all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 import torch
 from common import Report, arguments, interleaved
 from torch import nn
 
-from pyprune.training import PUBLISHED, Cubic, MagnitudePruning, MovementPruning, PruningLoss, UnitPruning
+from pyprune.training import PUBLISHED, Cubic, MagnitudePruning, MovementPruning, PruningLoss, Ramp, UnitPruning
 from pyprune.training.loop import Training, _Run
 from pyprune.training.pruning import State
 from pyprune.training.rows import Rows
@@ -64,6 +68,9 @@ class NoPruning:
 
 def main() -> None:
     options = arguments("A step of training while pruning", rounds=9, add=add_flags)
+    if options.whole:
+        whole(options)
+        return
     report = Report("training", write_file=not options.no_write)
     done = report.resume() if options.go_on else []
     known = [(case["tokens"], case["hidden loss"]) for case in done]
@@ -78,6 +85,8 @@ def main() -> None:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which cases and candidates."""
     parser.add_argument("--tokens", nargs="+", type=int, default=(32, 128), help="of each of 32 rows")
+    parser.add_argument("--whole", action="store_true", help="whole runs instead of steps")
+    parser.add_argument("--steps", type=int, default=100, help="of a whole run (default: %(default)s)")
     parser.add_argument("--hidden", nargs="+", type=float, default=(0.0, 1.0), help="weights of the hidden loss")
     parser.add_argument("--methods", nargs="+", choices=tuple(SHARES), default=tuple(SHARES))
 
@@ -86,9 +95,7 @@ def measure(
     report: Report, sizes: dict[str, int], rows: int, tokens: int, hidden: float, options: argparse.Namespace
 ) -> None:
     """Steps of one shape, with predictions alone or hidden states too."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 100, (rows, tokens), generator=generator).tolist()
-    data = Rows([{"input_ids": row, "attention_mask": [1] * tokens} for row in ids], [0, 1] * (rows // 2))
+    data = made_up(rows, tokens)
     teacher = build(sizes, seed=1)
     schedule = Cubic(0.9, 0, STEPS)
     runs = {}
@@ -116,11 +123,60 @@ def measure(
         run.run.stop()
 
 
+def whole(options: argparse.Namespace) -> None:
+    """Runs of GRAIN to 5 % beside one that prunes nothing."""
+    report = Report("training-whole", write_file=not options.no_write)
+    sizes, rows = (TINY, 4) if options.quick else (MINILM, 32)
+    tokens, steps = (8, 10) if options.quick else (options.tokens[0], options.steps)
+    for hidden in options.hidden:
+        taken: dict[str, list[float]] = {}
+        runs = {}
+        for name, shrink in (("plain", None), ("grain", True), ("grain, zeros in place", False)):
+            loss = PruningLoss(build(sizes, seed=1), hard=0.0, soft=1.0, hidden=hidden, logits=PUBLISHED["grain"])
+            ramp = Ramp(0.95, warm_up=0.2, cool_down=0.6)
+            pruner: Any = NoPruning() if shrink is None else UnitPruning(ramp, loss=loss, shrink=shrink)  # type: ignore[no-untyped-call]
+            runs[name] = Stepper(build(sizes, seed=0), made_up(rows, tokens), loss, pruner, rows, steps)
+            taken[name] = []
+        for _ in range(steps):
+            for name, run in runs.items():
+                begin = time.perf_counter()
+                run()
+                taken[name].append(time.perf_counter() - begin)
+        for run in runs.values():
+            run.run.stop()
+        tenths = {
+            name: [sum(part) / sum(base) for part, base in zip(parts(seconds), parts(taken["plain"]), strict=True)]
+            for name, seconds in taken.items()
+            if name != "plain"
+        }
+        report.record(
+            {**sizes, "rows": rows, "tokens": tokens, "hidden loss": bool(hidden), "steps": steps},
+            seconds={name: sum(seconds) for name, seconds in taken.items()},
+            share={name: sum(seconds) / sum(taken["plain"]) for name, seconds in taken.items()},
+            tenths=tenths,
+        )
+        report.write()
+
+
+def parts(values: list[float], count: int = 10) -> list[list[float]]:
+    """As many consecutive parts, alike but for one."""
+    return [values[len(values) * part // count : len(values) * (part + 1) // count] for part in range(count)]
+
+
+def made_up(rows: int, tokens: int) -> Rows:
+    """One batch of random words."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 100, (rows, tokens), generator=generator).tolist()
+    return Rows([{"input_ids": row, "attention_mask": [1] * tokens} for row in ids], [0, 1] * (rows // 2))
+
+
 class Stepper:
     """Calls take one step after another."""
 
-    def __init__(self, model: nn.Module, data: Rows, loss: PruningLoss, pruner: Any, rows: int) -> None:
-        self.run = _Run(model, data, loss, pruner, Training(batch_size=rows), STEPS)
+    def __init__(
+        self, model: nn.Module, data: Rows, loss: PruningLoss, pruner: Any, rows: int, steps: int = STEPS
+    ) -> None:
+        self.run = _Run(model, data, loss, pruner, Training(batch_size=rows), steps)
         self.run.start(None)
         self.number = 0
 
