@@ -108,7 +108,7 @@ def train_prune(
         between scores), ``scope``; of movement's kinds ``rate`` (of
         scores), ``soft`` and ``start`` (``"size"``: scores begin at the sizes of weights, for short runs); of
         ``"grain"`` ``unit`` (``"heads"``: whole heads), ``separate``, ``regularisation``, ``decay``,
-        ``shrink`` (steps get faster once units are gone; default), ``embedding_rank`` (word embeddings become a product
+        ``shrink`` (steps get faster as units go; default), ``embedding_rank`` (word embeddings become a product
         of that rank before the training, :func:`pyprune.structured.factorise`; the paper's 192; default: they stay); of
         ``"first-order"`` ``levels`` (rising sparsities, default tenths), ``shrink`` and ``embedding_rank``; of
         ``"randomized"`` see :func:`pyprune.methods.randomized_entry.train_randomized`.
