@@ -28,6 +28,8 @@ from pyprune.training.pruning import WeightPruning
 from pyprune.training.rows import NUMBERS, Rows
 from pyprune.training.schedules import check_sparsity
 
+_FEW = 2_000  # steps
+
 
 @dataclass(frozen=True)
 class TrainRecipe:
@@ -138,6 +140,16 @@ def levels_to(sparsity: float, given: Sequence[float] | None) -> tuple[float, ..
     if any(a >= b for a, b in itertools.pairwise(found)):
         raise InputError("levels rise to the sparsity of the end", asked=str(sparsity), seen=str(list(found))[:120])
     return found
+
+
+def few_steps(pruner: Any, steps: int) -> str | None:
+    """What to tell of a run that is too short for its scores; see docs/training.md for what was seen."""
+    if not isinstance(pruner, MovementPruning) or pruner.start != "zero" or steps > _FEW:
+        return None
+    return (
+        f"{steps} steps are few for scores that begin alike: models pruned by them in 1,500 knew nothing; scores that "
+        'begin at the sizes of weights do with less: --start-scores size, options={"start": "size"}'
+    )
 
 
 def _ramp(options: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from pyprune.methods.train_parts import (
     rows_of,
     settings_of,
 )
-from pyprune.methods.train_recipes import TRAIN_RECIPES, TrainRecipe, levels_to
+from pyprune.methods.train_recipes import TRAIN_RECIPES, TrainRecipe, few_steps, levels_to
 from pyprune.methods.working_copy import check_model, restore_types, to_float32
 from pyprune.result import PruneResult
 from pyprune.structured import factorise
@@ -205,6 +205,9 @@ def train_prune(
         except TypeError as error:
             raise InputError(f"an option that {method} does not know", seen=str(error)) from None
         an_epoch = steps_of(1, len(rows), settings.batch_size, settings.accumulate)
+        warning = few_steps(pruner, round(settings.epochs * an_epoch))
+        if warning is not None:
+            progress.note(warning)
         choice = None if held is None else Choice(accuracy(held), every=max(an_epoch // 10, 1))
         chosen = described(settings, loss, pruner, choice) | {"method": method, "sparsity": sparsity}
         if held_told is not None:
@@ -226,6 +229,7 @@ def train_prune(
     report = report_of(recipe.name, work, adapter, masks, trained, clock, sha256=given, embeddings=embeddings) | {
         "settings": chosen,
         "seed": settings.seed,
+        "notes": [] if warning is None else [warning],
         "data": told | {"rows": len(rows), "sha256": rows.sha256},
         "held_out": held_told,
         "teacher": None if teacher is None else named(teacher, taught_by),

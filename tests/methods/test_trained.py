@@ -76,6 +76,14 @@ def test_methods(method: str, family: str, tmp_path: Path) -> None:
             assert torch.allclose(small(**batch).logits, result.model(**batch).logits, atol=1e-5)
 
 
+def test_runs_too_short_for_movement_say_so() -> None:
+    model, options = build_model("bert", layers=1), {"training": TRAINING, "sparsity": 0.5}
+    (note,) = train_prune(model, rows(), method="movement", **options).report["notes"]
+    assert note.startswith("8 steps are few for scores")
+    for method, more in (("movement", {"start": "size"}), ("imp", {})):
+        assert train_prune(model, rows(), method=method, options=more, **options).report["notes"] == []
+
+
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     options: dict[str, Any] = {"teacher": build_model("bert", layers=1, seed=3), "training": TRAINING, "sparsity": 0.5}
     whole = train_prune(build_model("bert", layers=1), rows(), **options)
