@@ -22,6 +22,7 @@ import json
 import random
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def one(task: Task, cell: Cell, seed: int) -> list[tuple[float, dict[str, Any]]]
         method=cell.method,
         sparsity=cell.sparsity,
         teacher=task.teacher,
-        training=training(options, options.epochs, seed),
+        training=replace(training(options, options.epochs, seed), **cell.training),
         options=cell.options,
         contrast=contrast,
         inplace=True,

@@ -27,6 +27,8 @@ class Cell:
         Of the method; weights and kinds of losses.
     contrast : tuple of str
         CAP's terms; none: without them.
+    training : mapping
+        Settings that differ from those that all runs share.
     """
 
     group: str
@@ -36,6 +38,7 @@ class Cell:
     options: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, Any] = field(default_factory=dict)
     contrast: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 ALL_TERMS = ("pretrained", "snapshots", "finetuned")
@@ -103,6 +106,16 @@ NOT_PRUNED = Cell(
     "grain", "not pruned", "imp", 0.0, losses={"hard": 0.0, "soft": 1.0, "hidden": 1.0, "logits": PUBLISHED["grain"]}
 )
 
+# Embeddings are frozen in all other runs; a product that was just made has to be trained.
+FEWER_WORDS = Cell(
+    "grain",
+    "grain 5 %, words of rank 96",
+    "grain",
+    0.95,
+    {**GRAIN, "embedding_rank": 96},
+    training={"freeze_embeddings": False},
+)
+
 TURNS: tuple[tuple[Cell, ...], ...] = (
     (NOT_PRUNED, *_grain(5), *_first_order(50)),
     (
@@ -114,7 +127,7 @@ TURNS: tuple[tuple[Cell, ...], ...] = (
         Cell("grain", "grain 5 % without separation", "grain", 0.95, {**GRAIN, "separate": False}),
         Cell("grain", "grain 5 % without hidden loss", "grain", 0.95, GRAIN, {"hidden": 0.0}),
     ),
-    (*_grain(20), *_grain(10)),
+    (*_grain(20), *_grain(10), FEWER_WORDS),
     (*_movement(10), *_without_each(10)),
     (*_movement(50), *_movement(3)),
     (*_soft(1000.0), *_soft(4000.0)),

@@ -62,12 +62,21 @@ def table(found: Iterable[dict[str, Any]]) -> list[str]:
     cells: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for line in found:
         cells.setdefault((line["cell"], line["sparsity"]), []).append(line)
-    rows = ["| cell | zeros asked for, % | left, % | runs | accuracy, % |", "|---|---|---|---|---|"]
+    answers = any("f1" in run for runs in cells.values() for run in runs)
+    head = (
+        "cell",
+        "zeros asked for, %",
+        "left, %",
+        "runs",
+        *(("exact match, %", "F1, %") if answers else ("accuracy, %",)),
+    )
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for (cell, sparsity), runs in cells.items():
         values = [100 * run["accuracy"] for run in runs]
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(runs) > 1 else ""
         mean, left = (sum(numbers) / len(runs) for numbers in (values, [100 * run["left"] for run in runs]))
-        rows.append(f"| {cell} | {100 * sparsity:g} | {left:.1f} | {len(runs)} | {mean:.1f}{spread} |")
+        f1 = f" {100 * sum(run['f1'] for run in runs) / len(runs):.1f} |" if answers else ""
+        rows.append(f"| {cell} | {100 * sparsity:g} | {left:.1f} | {len(runs)} | {mean:.1f}{spread} |{f1}")
     return rows
 
 
@@ -99,6 +108,8 @@ def pairs(cells: Iterable[Any], levels: Iterable[float]) -> list[tuple[str, str,
             .replace("cap-soft", "soft-movement")
             .replace("cap-f", "first-order"),
         }.get(cell.group)
+        if ", words" in cell.name:
+            base = cell.name.split(",")[0]
         if cell.name.startswith("movement from sizes"):
             base = cell.name.replace("movement from sizes", "magnitude")
         if " without " in cell.name:
