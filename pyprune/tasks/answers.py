@@ -20,7 +20,7 @@ from torch import Tensor
 from pyprune.errors import InputError, NumericsError
 from pyprune.tasks import metrics
 from pyprune.tasks.columns import Answer
-from pyprune.tasks.evaluate import Evaluation, Progress, accepted_inputs, longest_input
+from pyprune.tasks.evaluate import Evaluation, Progress, accepted_inputs, check_padding, longest_input
 from pyprune.tasks.loading import Examples, without_rows
 
 LONGEST = 384  # tokens of question and passage, unless more or fewer are asked for
@@ -154,6 +154,7 @@ def windows(tokenizer: Any, examples: Examples, length: int) -> Iterator[Window]
         )
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("answers need a fast tokenizer, which knows where tokens come from", hint="use_fast=True")
+    check_padding(tokenizer)
     if length < _LEAST:
         raise InputError(f"windows of {length} tokens are too short for questions", hint=f"at least {_LEAST}")
     return _windows(tokenizer, examples, length)
@@ -323,5 +324,6 @@ def _batches(
     order = sorted(every, key=lambda window: -len(window.inputs["input_ids"]))
     for begin in range(0, len(order), batch_size):
         picked = order[begin : begin + batch_size]
-        batch = tokenizer.pad([window.inputs for window in picked], return_tensors="pt")
+        # Logits are told apart by their distance from the first one.
+        batch = tokenizer.pad([window.inputs for window in picked], return_tensors="pt", padding_side="right")
         yield picked, {name: value.to(device) for name, value in batch.items() if name in accepted}

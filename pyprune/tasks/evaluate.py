@@ -240,9 +240,14 @@ def accepted_inputs(model: Any) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
-def _encode(tokenizer: Any, examples: Examples, length: int) -> tuple[list[dict[str, list[int]]], int]:
+def check_padding(tokenizer: Any) -> None:
+    """Raise where rows of different lengths could not be put together."""
     if tokenizer.pad_token is None:
         raise InputError("the tokenizer has no padding token", hint="tokenizer.pad_token = ...")
+
+
+def _encode(tokenizer: Any, examples: Examples, length: int) -> tuple[list[dict[str, list[int]]], int]:
+    check_padding(tokenizer)
     pairs = list(examples.pairs) if examples.pairs is not None else None
     output = tokenizer(list(examples.texts), pairs, truncation=True, max_length=length, padding=False)
     cut = sum(bool(entry.overflowing) for entry in (getattr(output, "encodings", None) or ()))

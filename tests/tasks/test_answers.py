@@ -231,6 +231,28 @@ def test_scores_are_means_over_questions(tokenizer: Any) -> None:
     assert as_share.describe() == found.describe()
 
 
+def test_padding_on_the_left_changes_nothing(tokenizer: Any) -> None:
+    model, examples = build_model("bert", "qa"), questions(7)
+    left = build_tokenizer()
+    left.padding_side = "left"
+    found = evaluate(model, examples, tokenizer=left, batch_size=7)
+    assert found.predictions == evaluate(model, examples, tokenizer=tokenizer, batch_size=1).predictions
+
+
+@pytest.mark.parametrize("together", [1, 5, 12])
+def test_windows_do_not_depend_on_how_many_rows_are_cut_up_together(
+    tokenizer: Any, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = questions(12, 40)
+    whole = list(windows(tokenizer, examples, 32))
+    monkeypatch.setattr("pyprune.tasks.answers._TOGETHER", together)
+    again = list(windows(tokenizer, examples, 32))
+    assert [window.row for window in whole] == [window.row for window in again]
+    for one, other in zip(whole, again, strict=True):
+        assert one.inputs["input_ids"] == other.inputs["input_ids"]
+        assert torch.equal(one.spans, other.spans)
+
+
 def test_questions_without_an_answer_are_left_out_and_counted(tokenizer: Any) -> None:
     examples = questions(4)
     assert examples.answers is not None
@@ -253,6 +275,10 @@ def test_what_does_not_fit_is_told(tokenizer: Any) -> None:
         evaluate(model, examples, tokenizer=tokenizer, metric="matthews")
     with pytest.raises(InputError, match="batch_size"):
         evaluate(model, examples, tokenizer=tokenizer, batch_size=0)
+    bare = build_tokenizer()
+    bare.pad_token = None
+    with pytest.raises(InputError, match="no padding token"):
+        evaluate(model, examples, tokenizer=bare)
     with torch.no_grad():
         model.qa_outputs.bias.fill_(float("nan"))  # type: ignore[union-attr,operator,arg-type]
     with pytest.raises(NumericsError, match="not finite"):
