@@ -107,13 +107,10 @@ NOT_PRUNED = Cell(
 )
 
 # Embeddings are frozen in all other runs; a product that was just made has to be trained.
-FEWER_WORDS = Cell(
-    "grain",
-    "grain 5 %, words of rank 96",
-    "grain",
-    0.95,
-    {**GRAIN, "embedding_rank": 96},
-    training={"freeze_embeddings": False},
+WORDS = {"freeze_embeddings": False}
+FEWER_WORDS = (
+    Cell("grain", "grain 5 %, words trained", "grain", 0.95, GRAIN, training=WORDS),
+    Cell("grain", "grain 5 %, words of rank 96", "grain", 0.95, {**GRAIN, "embedding_rank": 96}, training=WORDS),
 )
 
 TURNS: tuple[tuple[Cell, ...], ...] = (
@@ -127,7 +124,7 @@ TURNS: tuple[tuple[Cell, ...], ...] = (
         Cell("grain", "grain 5 % without separation", "grain", 0.95, {**GRAIN, "separate": False}),
         Cell("grain", "grain 5 % without hidden loss", "grain", 0.95, GRAIN, {"hidden": 0.0}),
     ),
-    (*_grain(20), *_grain(10), FEWER_WORDS),
+    (*_grain(20), *_grain(10), *FEWER_WORDS),
     (*_movement(10), *_without_each(10)),
     (*_movement(50), *_movement(3)),
     (*_soft(1000.0), *_soft(4000.0)),

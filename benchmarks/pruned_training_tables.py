@@ -108,8 +108,8 @@ def pairs(cells: Iterable[Any], levels: Iterable[float]) -> list[tuple[str, str,
             .replace("cap-soft", "soft-movement")
             .replace("cap-f", "first-order"),
         }.get(cell.group)
-        if ", words" in cell.name:
-            base = cell.name.split(",")[0]
+        if ", words of" in cell.name:
+            base = f"{cell.name.split(',')[0]}, words trained"
         if cell.name.startswith("movement from sizes"):
             base = cell.name.replace("movement from sizes", "magnitude")
         if " without " in cell.name:
