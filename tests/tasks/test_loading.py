@@ -251,6 +251,22 @@ def test_task_columns_come_from_the_registry(monkeypatch: pytest.MonkeyPatch) ->
     assert asked[-1] == ("owner/name", "config", "part", "train")
 
 
+def test_answers_come_from_the_hub_as_lists_in_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(name: str, config: str, split: str | None, purpose: str) -> tuple[Table, str, dict[str, tuple[str, ...]]]:
+        answers = [{"text": ["did", "he did"], "answer_start": [3, 0]}]
+        columns = {"id": ["1"], "title": ["t"], "context": ["he did"], "question": ["what?"], "answers": answers}
+        return Table(columns, (1,), "row"), f"{name} [{split}]", {}
+
+    monkeypatch.setattr(hub, "read_hub", read)
+    squad = load_texts("squad", purpose="evaluation")
+    assert squad.inputs == [("what?", "he did")]
+    assert (squad.answers, squad.labels) == ((((3, "did"), (0, "he did")),), None)
+    assert squad.task is not None
+    assert (squad.task.metric, squad.task.judges("ForQuestionAnswering")) == ("f1", True)
+    assert not squad.task.judges("ForSequenceClassification")
+    assert TASKS["sst2"].judges("ForSequenceClassification")
+
+
 def test_hub_data_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(hub, "_reachable", lambda: False)
