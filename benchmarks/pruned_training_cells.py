@@ -127,7 +127,7 @@ TURNS: tuple[tuple[Cell, ...], ...] = (
     (*_grain(20), *_grain(10), *FEWER_WORDS),
     (*_movement(10), *_without_each(10)),
     (*_movement(50), *_movement(3)),
-    (*_soft(1000.0), *_soft(4000.0)),
+    (*_soft(1000.0), *_soft(4000.0), *_soft(16000.0)),
     tuple(_first_order(10)),
 )
 CELLS = tuple(cell for turn in TURNS for cell in turn)
