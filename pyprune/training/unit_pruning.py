@@ -243,10 +243,9 @@ class UnitPruning:
 
     def _shrink(self, optimizer: Any, *, ended: bool) -> None:
         """Cut the model where that takes enough out of it, and for good where no more units will go."""
-        units = self.units()
         held = 1.0 if self._held is None else self._part(self._held)
-        if ended or self._part(units) <= _WORTH_CUTTING * held:
-            self._cut(units, optimizer)
+        if ended or 1.0 - self.sparsity() <= _WORTH_CUTTING * held:
+            self._cut(self.units(), optimizer)
 
     def _cut(self, units: Units, optimizer: Any) -> None:
         assert self._gates is not None
