@@ -17,10 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyprune.errors import InputError, NumericsError
+from pyprune.errors import InputError
 from pyprune.tasks import metrics
 from pyprune.tasks.columns import Answer
-from pyprune.tasks.evaluate import Evaluation, Progress, accepted_inputs, check_padding, longest_input
+from pyprune.tasks.evaluate import (
+    Evaluation,
+    Progress,
+    accepted_inputs,
+    check_finite,
+    check_padding,
+    judging,
+    longest_input,
+)
 from pyprune.tasks.loading import Examples, without_rows
 
 LONGEST = 384  # tokens of question and passage, unless more or fewer are asked for
@@ -166,7 +174,7 @@ def _windows(tokenizer: Any, examples: Examples, length: int) -> Iterator[Window
     for begin in range(0, len(examples), _TOGETHER):
         some = slice(begin, begin + _TOGETHER)
         found = tokenizer(
-            [_cut(tokenizer, text.strip(), most) for text in examples.texts[some]],
+            _cut(tokenizer, [text.strip() for text in examples.texts[some]], most),
             list(examples.pairs[some]),
             truncation="only_second",
             max_length=length,
@@ -182,9 +190,9 @@ def _windows(tokenizer: Any, examples: Examples, length: int) -> Iterator[Window
             yield Window(begin + int(row), {name: found[name][index] for name in names}, spans)
 
 
-def _cut(tokenizer: Any, text: str, most: int) -> str:
-    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return text if len(spans) <= most else text[: spans[most - 1][1]]
+def _cut(tokenizer: Any, texts: list[str], most: int) -> list[str]:
+    every = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [text[: spans[most - 1][1]] if len(spans) > most else text for text, spans in zip(texts, every, strict=True)]
 
 
 def target(window: Window, answers: Sequence[Answer]) -> tuple[int, int] | None:
@@ -280,7 +288,6 @@ def _mean_overlap(given: Sequence[str], gold: Sequence[Sequence[str]]) -> float:
     return sum(overlap(text, texts) for text, texts in zip(given, gold, strict=True)) / len(gold)
 
 
-@torch.inference_mode()
 def _answered(
     model: Any,
     tokenizer: Any,
@@ -291,28 +298,14 @@ def _answered(
 ) -> list[str]:
     assert examples.pairs is not None
     best: list[tuple[float, int, int]] = [(-torch.inf, 0, 0)] * len(examples)
-    was_training = model.training
-    model.eval()
-    if progress is not None:
-        progress.start(len(every), "evaluating")
-    try:
+    with judging(model, len(every), progress) as advance:
         for picked, batch in _batches(model, tokenizer, every, batch_size):
             output = model(**batch)
             starts, ends = output.start_logits, output.end_logits
-            if not bool(torch.isfinite(starts).all() and torch.isfinite(ends).all()):
-                raise NumericsError(
-                    "the model's outputs are not finite",
-                    seen=f"NaN or infinity in a batch of {len(picked)} windows",
-                    hint="check the weights; load fp16 weights in float32 on a CPU",
-                )
+            check_finite(f"{len(picked)} windows", starts, ends)
             for place, window in enumerate(picked):
                 best[window.row] = max(best[window.row], best_span(starts[place], ends[place], window.spans))
-                if progress is not None:
-                    progress.advance("evaluating")
-    finally:
-        model.train(was_training)
-        if progress is not None:
-            progress.finish()
+                advance()
     return [passage[begin:end] for passage, (_, begin, end) in zip(examples.pairs, best, strict=True)]
 
 

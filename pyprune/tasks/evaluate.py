@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -246,6 +247,37 @@ def check_padding(tokenizer: Any) -> None:
         raise InputError("the tokenizer has no padding token", hint="tokenizer.pad_token = ...")
 
 
+@contextmanager
+def judging(model: Any, total: int, progress: Progress | None) -> Iterator[Callable[[], None]]:
+    """Within it a model is in evaluation mode and makes no graph; call what it yields for each of ``total`` parts."""
+    was_training = model.training
+    model.eval()
+    if progress is not None:
+        progress.start(total, "evaluating")
+
+    def advance() -> None:
+        if progress is not None:
+            progress.advance("evaluating")
+
+    try:
+        with torch.inference_mode():
+            yield advance
+    finally:
+        model.train(was_training)
+        if progress is not None:
+            progress.finish()
+
+
+def check_finite(what: str, *outputs: Tensor) -> None:
+    """Raise NumericsError where outputs of a batch of so many rows or windows hold NaN or infinity."""
+    if not all(bool(torch.isfinite(values).all()) for values in outputs):
+        raise NumericsError(
+            "the model's outputs are not finite",
+            seen=f"NaN or infinity in a batch of {what}",
+            hint="check the weights; load fp16 weights in float32 on a CPU",
+        )
+
+
 def _encode(tokenizer: Any, examples: Examples, length: int) -> tuple[list[dict[str, list[int]]], int]:
     check_padding(tokenizer)
     pairs = list(examples.pairs) if examples.pairs is not None else None
@@ -263,30 +295,14 @@ def _predict(
     predicted = [0] * len(encoded)
     device = next(model.parameters()).device
     accepted = accepted_inputs(model)
-    was_training = model.training
-    model.eval()
-    if progress is not None:
-        progress.start(len(order), "evaluating")
-    try:
-        with torch.inference_mode():
-            for begin in range(0, len(order), batch_size):
-                rows = order[begin : begin + batch_size]
-                batch = tokenizer.pad([encoded[row] for row in rows], return_tensors="pt")
-                inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in accepted}
-                logits: Tensor = model(**inputs).logits
-                if not bool(torch.isfinite(logits).all()):
-                    raise NumericsError(
-                        "the model's outputs are not finite",
-                        seen=f"NaN or infinity in a batch of {len(rows)} rows",
-                        hint="check the weights; load fp16 weights in float32 on a CPU",
-                    )
-                for row, guess in zip(rows, logits.argmax(dim=-1).tolist(), strict=True):
-                    predicted[row] = int(guess)
-                if progress is not None:
-                    for _ in rows:
-                        progress.advance("evaluating")
-    finally:
-        model.train(was_training)
-        if progress is not None:
-            progress.finish()
+    with judging(model, len(order), progress) as advance:
+        for begin in range(0, len(order), batch_size):
+            rows = order[begin : begin + batch_size]
+            batch = tokenizer.pad([encoded[row] for row in rows], return_tensors="pt")
+            inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in accepted}
+            logits: Tensor = model(**inputs).logits
+            check_finite(f"{len(rows)} rows", logits)
+            for row, guess in zip(rows, logits.argmax(dim=-1).tolist(), strict=True):
+                predicted[row] = int(guess)
+                advance()
     return predicted

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError, NumericsError
-from pyprune.tasks.evaluate import Progress, longest_input
+from pyprune.tasks.evaluate import Progress, judging, longest_input
 from pyprune.tasks.loading import Examples
 
 SEPARATOR = "\n\n"  # between texts, as is usual for WikiText
@@ -161,27 +161,17 @@ def _negative_log_likelihood(
     model: Any, ids: Tensor, windows: list[tuple[int, int, int]], rows: int, progress: Progress | None
 ) -> float:
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    if progress is not None:
-        progress.start(len(windows), "evaluating")
     total = 0.0
-    try:
-        with torch.inference_mode():
-            for chosen in _batches(windows, rows):
-                batch = torch.stack([ids[begin:end] for begin, _, end in chosen]).to(device)
-                logits = model(input_ids=batch, use_cache=False).logits
-                for row, (begin, first, end) in enumerate(chosen):
-                    # The logits at a token predict the next.
-                    scores, wanted = logits[row, first - begin - 1 : end - begin - 1], batch[row, first - begin :]
-                    losses = nn.functional.cross_entropy(scores.float(), wanted, reduction="none")
-                    total += float(losses.double().sum())
-                    if progress is not None:
-                        progress.advance("evaluating")
-    finally:
-        model.train(was_training)
-        if progress is not None:
-            progress.finish()
+    with judging(model, len(windows), progress) as advance:
+        for chosen in _batches(windows, rows):
+            batch = torch.stack([ids[begin:end] for begin, _, end in chosen]).to(device)
+            logits = model(input_ids=batch, use_cache=False).logits
+            for row, (begin, first, end) in enumerate(chosen):
+                # The logits at a token predict the next.
+                scores, wanted = logits[row, first - begin - 1 : end - begin - 1], batch[row, first - begin :]
+                losses = nn.functional.cross_entropy(scores.float(), wanted, reduction="none")
+                total += float(losses.double().sum())
+                advance()
     if not math.isfinite(total):
         raise NumericsError(
             "the model's outputs are not finite", hint="check the weights; load fp16 weights in float32 on a CPU"
